@@ -1,0 +1,55 @@
+# Every target makes its own .venv first, and again only when pyproject.toml changes.
+
+# The torch that the tests are run with. It is installed first and alone: with it there, the looser
+# requirement in pyproject.toml is met, and nothing newer (and several gigabytes larger) is fetched.
+TORCH ?= torch==2.13.0
+# The first Python that is new enough and can make a virtual environment; `make PYTHON=…` to choose.
+PYTHON ?= $(firstword $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done))
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+NOTEBOOK := notebooks/02-digits.ipynb
+ALL_TIERS := tests --ignore=tests/benchmarks
+
+.PHONY: help demo lab test test-fast test-all lint bench debian-packages clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(STAMP): pyproject.toml
+	$(if $(PYTHON),,$(error no Python >= 3.11 with venv found; name one: make PYTHON=/path/to/python3.12))
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+demo: $(STAMP) ## a small network trained on four ranks, headless; what each rank said is printed
+	$(BIN)/python docs/demo.py $(NOTEBOOK)
+
+lab: $(STAMP) ## the same notebook in JupyterLab
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(NOTEBOOK)
+
+test: $(STAMP) debian-packages lint ## lint and every kind of test, with fewer examples: at most 20 minutes
+	$(BIN)/python -m pytest $(ALL_TIERS)
+
+test-fast: $(STAMP) ## the tests that start no process: under 10 s
+	$(BIN)/python -m pytest tests/unit tests/property tests/contract -m "not processes"
+
+test-all: $(STAMP) debian-packages lint ## everything, with all seeds and sizes
+	$(BIN)/python -m pytest $(ALL_TIERS) --all --hypothesis-profile=long
+
+lint: $(STAMP) ## ruff, mypy --strict, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## the measurements, beside a peer
+	$(BIN)/python -m pip install --quiet --editable ".[benchmarks]"
+	$(BIN)/python -m pytest tests/benchmarks -s
+
+debian-packages:
+	.ci/debian-packages
+
+clean: ## forget .venv, caches and what was made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache out

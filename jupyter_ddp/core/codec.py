@@ -1,0 +1,112 @@
+"""Frames on a byte stream: four bytes of length, then one message in MessagePack.
+
+Owns the wire format. Never touches a socket: a `FrameReader` is fed bytes and gives whole frames.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import msgspec
+
+from jupyter_ddp.core import messages as m
+
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+"""A longer frame is refused: it is a corrupt stream, or a display that no browser could show."""
+
+_LENGTH = struct.Struct("<I")
+T = TypeVar("T")
+
+_encoder = msgspec.msgpack.Encoder()
+
+from_node = msgspec.msgpack.Decoder(m.NodeToKernel)
+from_rank = msgspec.msgpack.Decoder(m.RankMessage)
+to_node = msgspec.msgpack.Decoder(m.KernelToNode)
+to_rank = msgspec.msgpack.Decoder(m.NodeToRank)
+
+
+class CorruptStream(Exception):
+    """The peer sent something that is no frame or no message."""
+
+
+def encode(message: m.Message) -> bytes:
+    """One whole frame. Raises ValueError if the message is longer than MAX_FRAME_BYTES."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"a message of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+def frame(body: bytes) -> bytes:
+    """A body that was cut out of a stream, as a frame again: how an agent relays a message."""
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode(decoder: msgspec.msgpack.Decoder[T], body: bytes | memoryview) -> T:
+    """The message in a frame's body. Raises CorruptStream."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # UnicodeDecodeError: bad UTF-8 in a str
+        raise CorruptStream(f"no message: {error}") from None
+
+
+class FrameReader:
+    """Cuts a byte stream into frame bodies, however the bytes arrive."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Add bytes; give the body of each frame that is now whole. Raises CorruptStream."""
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        try:
+            while len(buffer) - at >= 4:
+                (length,) = _LENGTH.unpack_from(buffer, at)
+                if length > MAX_FRAME_BYTES:
+                    raise CorruptStream(f"a frame of {length} bytes is over the limit")
+                end = at + 4 + length
+                if len(buffer) < end:
+                    break
+                body = bytes(memoryview(buffer)[at + 4 : end])
+                at = end
+                yield body
+        finally:
+            if at:
+                del buffer[:at]
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of a frame that has not arrived whole."""
+        return len(self._buffer)
+
+
+class FrameWriter:
+    """Frames on their way into a socket that takes what it can."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[memoryview] = deque()
+        self.waiting_bytes = 0
+
+    def push(self, frame: bytes) -> None:
+        self._waiting.append(memoryview(frame))
+        self.waiting_bytes += len(frame)
+
+    def flush(self, send: Callable[[memoryview], int]) -> bool:
+        """Give `send` (a non-blocking socket's) what it takes; True when nothing waits any more."""
+        waiting = self._waiting
+        while waiting:
+            try:
+                sent = send(waiting[0])
+            except BlockingIOError:
+                return False
+            self.waiting_bytes -= sent
+            if sent < len(waiting[0]):
+                waiting[0] = waiting[0][sent:]
+            else:
+                waiting.popleft()
+        return True

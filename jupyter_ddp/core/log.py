@@ -1,0 +1,44 @@
+"""All that the ranks wrote in one cell, whole, in one file of bytes with an index beside it."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from jupyter_ddp.core.messages import Stream
+
+
+class CellLog:
+    """Appends pieces of many streams to one file and reads one stream back.
+
+    The file is the caller's choice: in memory, or one that moves to disk when it grows.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._pieces: dict[tuple[int, Stream], list[tuple[int, int]]] = {}
+        self._end = 0
+
+    def append(self, rank: int, stream: Stream, data: bytes) -> None:
+        pieces = self._pieces.setdefault((rank, stream), [])
+        self._file.seek(self._end)
+        self._file.write(data)
+        if pieces and sum(pieces[-1]) == self._end:
+            start, length = pieces[-1]
+            pieces[-1] = (start, length + len(data))
+        else:
+            pieces.append((self._end, len(data)))
+        self._end += len(data)
+
+    def read(self, rank: int, stream: Stream) -> bytes:
+        """Everything that this rank wrote to this stream."""
+        parts: list[bytes] = []
+        for start, length in self._pieces.get((rank, stream), ()):
+            self._file.seek(start)
+            parts.append(self._file.read(length))
+        return b"".join(parts)
+
+    def size_bytes(self, rank: int, stream: Stream) -> int:
+        return sum(length for _, length in self._pieces.get((rank, stream), ()))
+
+    def close(self) -> None:
+        self._file.close()

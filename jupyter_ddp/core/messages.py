@@ -1,0 +1,312 @@
+"""Every message that crosses a process boundary: a closed set of typed, immutable structs.
+
+Three directions, three unions: `KernelToNode`, `NodeToKernel` and `NodeToRank`. What a rank says
+(`FromRank`) carries its rank, the generation of its process group, the cell it belongs to and a
+sequence number; a node agent relays it unchanged. Text written by a rank travels as the bytes that
+it wrote, so that nothing is altered on the way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+PROTOCOL_VERSION = 1
+"""Raised whenever a message changes. A peer that speaks another version is refused."""
+
+NO_CELL = 0
+"""The cell number of what was said outside any cell. Cells are counted from 1."""
+
+Stream = Literal["stdout", "stderr"]
+Backend = Literal["nccl", "gloo"]
+
+
+class Message(Struct, frozen=True, tag=True, tag_field="type", forbid_unknown_fields=True):
+    """Base of every message. The tag is the class name."""
+
+
+# --- what a rank is told ------------------------------------------------------------------------
+
+
+class WorkerPlace(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where one rank stands in the pool: torchrun's numbers, and its device ("cpu", "cuda:1")."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    node_rank: int
+    n_nodes: int
+    device: str
+
+
+class Surroundings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the notebook kernel has at the moment the pool starts, and its ranks get."""
+
+    environ: dict[str, str]
+    cwd: str
+    sys_path: list[str]
+    master_addr: str
+    master_port: int
+    run_id: str
+    seed: int
+
+
+class BeginWorker(Message, frozen=True):
+    """The first message of a rank's life."""
+
+    place: WorkerPlace
+    surroundings: Surroundings
+
+
+class FormGroup(Message, frozen=True):
+    """Form the process group of this generation; leave an earlier one first."""
+
+    generation: int
+    backend: Backend
+    place: WorkerPlace
+
+
+class RunCell(Message, frozen=True):
+    """Run a cell's source, already transformed by IPython.
+
+    `awaits` says that the source uses top-level await. `members` are the ranks the cell runs on, in
+    ascending order; it is empty when that is the whole world. `count` is the notebook's prompt number.
+    """
+
+    cell: int
+    source: str
+    awaits: bool = False
+    members: tuple[int, ...] = ()
+    count: int = 0
+
+
+class BreakGroup(Message, frozen=True):
+    """Free whatever waits in the process group, from outside the waiting thread."""
+
+    generation: int
+
+
+class EndWorker(Message, frozen=True):
+    """Leave, running exit functions."""
+
+
+RankCommand = FormGroup | RunCell | BreakGroup | EndWorker
+NodeToRank = BeginWorker | FormGroup | RunCell | BreakGroup | EndWorker
+
+
+# --- what a node agent is told ------------------------------------------------------------------
+
+
+class StartRanks(Message, frozen=True):
+    """Fork one rank for each place, as soon as the forkserver can."""
+
+    places: list[WorkerPlace]
+    surroundings: Surroundings
+
+
+class Tell(Message, frozen=True):
+    """Pass one command to each of these ranks."""
+
+    ranks: list[int]
+    command: RankCommand
+
+
+class SignalRanks(Message, frozen=True):
+    """Send a signal to each of these ranks' main process (with `group`, to all its descendants)."""
+
+    ranks: list[int]
+    signal: int
+    group: bool = False
+
+
+KernelToNode = StartRanks | Tell | SignalRanks
+
+
+# --- what a node agent says ---------------------------------------------------------------------
+
+
+class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
+    """A physical GPU, as the driver's management library lists it."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_bytes: int
+
+
+class NodeReady(Message, frozen=True):
+    """The agent's first message."""
+
+    version: int
+    pid: int
+    hostname: str
+    gpus: list[Gpu]
+
+
+class Preloaded(Message, frozen=True):
+    """The forkserver has come to this stage ("torch", then "dynamo"); ranks may be forked from it."""
+
+    stage: str
+    seconds: float
+
+
+class PreloadFailed(Message, frozen=True):
+    """The forkserver ended before it could fork: the end of what it wrote to stderr."""
+
+    stderr: str
+
+
+class WorkerForked(Message, frozen=True):
+    """A rank's process exists."""
+
+    rank: int
+    pid: int
+
+
+class WorkerExited(Message, frozen=True):
+    """A rank's process was reaped. `status` is what waitpid gave; `line` the cell's line it was on."""
+
+    rank: int
+    pid: int
+    status: int
+    cell: int
+    line: int
+    stderr: str
+    oom_kills: int
+
+
+class FdOutput(Message, frozen=True):
+    """Bytes written to a rank's file descriptor 1 or 2 by C code or a subprocess."""
+
+    rank: int
+    cell: int
+    seq: int
+    stream: Stream
+    data: bytes
+
+
+# --- what a rank says ---------------------------------------------------------------------------
+
+
+class FromRank(Message, frozen=True):
+    """Base of what a rank says about itself. `seq` counts a rank's messages from 0."""
+
+    rank: int
+    generation: int
+    cell: int
+    seq: int
+
+
+class WorkerConnected(FromRank, frozen=True):
+    """The rank has its environment and waits for a group."""
+
+    pid: int
+
+
+class GroupFormed(FromRank, frozen=True):
+    """The rank is a member of the group of `generation`."""
+
+    seconds: float
+
+
+class GroupFailed(FromRank, frozen=True):
+    """The group of `generation` could not be formed on this rank."""
+
+    reason: str
+
+
+class Output(FromRank, frozen=True):
+    """Bytes that Python code wrote to sys.stdout or sys.stderr.
+
+    `offset` is the number of bytes of this rank sent before, so that what is read from the journal
+    of a dead rank can be joined without a gap or a repetition.
+    """
+
+    stream: Stream
+    offset: int
+    data: bytes
+
+
+class Display(FromRank, frozen=True):
+    """A rich output: `display()`, a figure, or (`result`) the cell's last expression.
+
+    `data` and `metadata` are JSON texts of a mimebundle and its metadata, built by the rank.
+    """
+
+    data: str
+    metadata: str
+    display_id: str = ""
+    update: bool = False
+    result: bool = False
+
+
+class ClearOutput(FromRank, frozen=True):
+    """`clear_output()` on a rank. The record keeps what was written; the display does not."""
+
+    wait: bool
+
+
+class Notice(FromRank, frozen=True):
+    """Something the user should know about how the cell was run, in one line."""
+
+    text: str
+
+
+class DrainPipes(FromRank, frozen=True):
+    """What the rank's subprocess wrote to fd 1 and 2 comes before what the rank says next."""
+
+
+class CellError(Struct, frozen=True, forbid_unknown_fields=True):
+    """An exception that ended a cell on a rank. `line` is the notebook cell's line, 0 if unknown."""
+
+    ename: str
+    evalue: str
+    line: int
+    traceback: list[str]
+
+
+class CellFinished(FromRank, frozen=True):
+    """The cell ended on this rank."""
+
+    verdict: Literal["ok", "error", "interrupted"]
+    duration_s: float
+    group_broken: bool = False
+    error: CellError | None = None
+
+
+RankMessage = (
+    WorkerConnected
+    | GroupFormed
+    | GroupFailed
+    | Output
+    | Display
+    | ClearOutput
+    | Notice
+    | DrainPipes
+    | CellFinished
+)
+
+CellMessage = Output | FdOutput | Display | ClearOutput | Notice | CellFinished
+"""What a cell's record is folded from."""
+
+NodeToKernel = (
+    NodeReady
+    | Preloaded
+    | PreloadFailed
+    | WorkerForked
+    | WorkerExited
+    | FdOutput
+    | WorkerConnected
+    | GroupFormed
+    | GroupFailed
+    | Output
+    | Display
+    | ClearOutput
+    | Notice
+    | DrainPipes
+    | CellFinished
+)
+
+MimeBundle = dict[str, Any]

@@ -1,0 +1,258 @@
+"""The record of one cell: an append-only fold over what its ranks said.
+
+Owns one cell's output. `CellRecord` is what the user holds; `snapshot()` is what a view draws from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, Literal
+
+from msgspec import Struct
+
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.errors import RankError
+from jupyter_ddp.core.faults import describe_exit
+from jupyter_ddp.core.log import CellLog
+from jupyter_ddp.core.topology import named
+from jupyter_ddp.core.transcript import Rich, Segment, Transcript
+
+Verdict = Literal["ok", "error", "interrupted", "died", "not-run", "unknown"]
+
+
+class Value:
+    """The value of a cell's last expression on one rank: its repr and its MIME data, no object."""
+
+    def __init__(self, data: m.MimeBundle, metadata: m.MimeBundle) -> None:
+        self.data = data
+        self.metadata = metadata
+
+    @property
+    def text(self) -> str:
+        """The value's repr, as the rank's shell formatted it."""
+        return str(self.data.get("text/plain", ""))
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[m.MimeBundle, m.MimeBundle]:
+        return self.data, self.metadata
+
+
+class RankRecord:
+    """One rank's part in a cell."""
+
+    def __init__(self, rank: int, log: CellLog, lock: contextlib.AbstractContextManager[object]) -> None:
+        self.rank = rank
+        self.verdict: Verdict | None = None
+        """None while the cell runs on this rank."""
+        self.error: m.CellError | None = None
+        self.value: Value | None = None
+        self.duration_s: float | None = None
+        """Seconds that the cell ran on the rank, by the rank's own monotonic clock."""
+        self.death: str = ""
+        """Why the rank's process ended ("killed by SIGKILL"), when it ended in this cell."""
+        self.notices: list[str] = []
+        self.transcript = Transcript()
+        self.lost_messages = 0
+        self._log, self._lock = log, lock
+        self._next_seq: dict[bool, int] = {}
+
+    @property
+    def stdout(self) -> str:
+        """All that the rank wrote to standard output, by whatever means."""
+        return self._read("stdout")
+
+    @property
+    def stderr(self) -> str:
+        """All that the rank wrote to standard error, by whatever means."""
+        return self._read("stderr")
+
+    def _read(self, stream: m.Stream) -> str:
+        with self._lock:
+            return self._log.read(self.rank, stream).decode("utf-8", "replace")
+
+    def check_order(self, from_agent: bool, seq: int) -> None:
+        """Count what is missing between two messages of one sender."""
+        expected = self._next_seq.get(from_agent)
+        if expected is not None and seq != expected:
+            self.lost_messages += abs(seq - expected)
+        self._next_seq[from_agent] = seq + 1
+
+    def __repr__(self) -> str:
+        return f"<rank {self.rank}: {self.verdict or 'running'}>"
+
+
+class RankSnapshot(Struct, frozen=True):
+    """What a view needs of one rank; later output does not change it."""
+
+    rank: int
+    verdict: Verdict | None
+    segments: list[Segment]
+    error: m.CellError | None
+    death: str
+    notices: tuple[str, ...]
+
+
+class Snapshot(Struct, frozen=True):
+    """What a view needs of a cell, in rank order."""
+
+    ranks: list[RankSnapshot]
+
+    @property
+    def silent(self) -> bool:
+        """There is nothing to show: no output, no error, no notice."""
+        return not any(r.segments or r.error or r.death or r.notices for r in self.ranks)
+
+
+class CellRecord:
+    """What a cell did on each of its ranks: `record[2].stdout`, `.value`, `.error`, `.verdict`.
+
+    `file` takes the ranks' whole output; `lock` is held wherever the record changes or is read.
+    """
+
+    def __init__(
+        self,
+        cell: int,
+        ranks: Iterable[int],
+        file: BinaryIO | None = None,
+        lock: contextlib.AbstractContextManager[object] | None = None,
+    ) -> None:
+        self.cell = cell
+        self._lock = contextlib.nullcontext() if lock is None else lock
+        self._log = CellLog(io.BytesIO() if file is None else file)
+        self._ranks = {rank: RankRecord(rank, self._log, self._lock) for rank in sorted(ranks)}
+        self.version = 0
+        """Counts what was folded: a view that saw this version has seen everything."""
+
+    # -- what the user reads ---------------------------------------------------------------------
+
+    def __getitem__(self, rank: int) -> RankRecord:
+        return self._ranks[rank]
+
+    def __iter__(self) -> Iterator[RankRecord]:
+        return iter(self._ranks.values())
+
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that the cell was for, ascending."""
+        return tuple(self._ranks)
+
+    @property
+    def verdicts(self) -> dict[int, Verdict | None]:
+        return {r.rank: r.verdict for r in self}
+
+    @property
+    def ok(self) -> bool:
+        """The cell ended well on every rank."""
+        return all(r.verdict == "ok" for r in self)
+
+    def __repr__(self) -> str:
+        kinds: dict[str, list[int]] = {}
+        for r in self:
+            kinds.setdefault(r.verdict or "running", []).append(r.rank)
+        return f"<cell {self.cell}: " + ", ".join(f"{named(v)} {k}" for k, v in kinds.items()) + ">"
+
+    def raise_for_error(self) -> None:
+        """Raise RankError, with the cause in one line, unless the cell ended well on every rank."""
+        if not self.ok:
+            raise RankError(self.summary(), self)
+
+    def summary(self) -> str:
+        """The cause of a cell's failure in one line, the first cause first."""
+        parts: list[str] = []
+        for words, ranks in _grouped((_first_line(r), r.rank) for r in self if r.verdict != "ok"):
+            parts.append(f"{named(ranks, '-')}: {words}")
+        return "; ".join(parts)
+
+    # -- how it grows ----------------------------------------------------------------------------
+
+    def fold(self, message: m.CellMessage) -> None:
+        """Add one message of this cell. What comes from a rank that the cell is not for is left out."""
+        with self._lock:
+            r = self._ranks.get(message.rank)
+            if r is None:
+                return
+            self.version += 1
+            r.check_order(isinstance(message, m.FdOutput), message.seq)
+            match message:
+                case m.Output() | m.FdOutput():
+                    self._log.append(r.rank, message.stream, message.data)
+                    source = "fd" if isinstance(message, m.FdOutput) else "python"
+                    r.transcript.write(message.stream, source, message.data)
+                case m.Display():
+                    self._fold_display(r, message)
+                case m.ClearOutput():
+                    r.transcript.clear(message.wait)
+                case m.Notice():
+                    if message.text not in r.notices:
+                        r.notices.append(message.text)
+                case m.CellFinished():
+                    r.error, r.duration_s = message.error, message.duration_s
+                    self._end(r, message.verdict)
+
+    def _fold_display(self, r: RankRecord, message: m.Display) -> None:
+        data, metadata = json.loads(message.data), json.loads(message.metadata)
+        rich = Rich(data, metadata, message.display_id, message.result)
+        if message.update:
+            r.transcript.update(rich)
+        else:
+            r.transcript.display(rich)
+        if message.result:
+            r.value = Value(data, metadata)
+
+    def die(self, exit: m.WorkerExited) -> None:
+        """The rank's process ended before the cell ended on it."""
+        with self._lock:
+            self.version += 1
+            r = self._ranks[exit.rank]
+            r.death = describe_exit(exit)
+            self._end(r, "died")
+
+    def settle(self, rank: int, verdict: Verdict, why: str = "") -> None:
+        """Give a verdict that no message of the rank gave."""
+        with self._lock:
+            self.version += 1
+            self._ranks[rank].death = why
+            self._end(self._ranks[rank], verdict)
+
+    def _end(self, r: RankRecord, verdict: Verdict) -> None:
+        r.verdict = verdict
+        r.transcript.finish()
+
+    def snapshot(self) -> Snapshot:
+        """An immutable copy of what there is to show."""
+        with self._lock:
+            return Snapshot(
+                [
+                    RankSnapshot(r.rank, r.verdict, r.transcript.copy(), r.error, r.death, tuple(r.notices))
+                    for r in self
+                ]
+            )
+
+    def close(self) -> None:
+        """Let go of the log. Streams read as empty afterwards."""
+        with self._lock:
+            self._log.close()
+
+
+def _first_line(r: RankRecord) -> str:
+    if r.error is not None:
+        line = f" (line {r.error.line})" if r.error.line else ""
+        first = r.error.evalue.strip().partition("\n")[0]
+        words = f"{r.error.ename}: {first}" if first else r.error.ename
+        return words[:300] + line
+    return r.death or {"interrupted": "interrupted", "not-run": "not run"}.get(r.verdict or "", "no answer")
+
+
+def _grouped(pairs: Iterable[tuple[str, int]]) -> list[tuple[str, list[int]]]:
+    groups: dict[str, list[int]] = {}
+    for words, rank in pairs:
+        groups.setdefault(words, []).append(rank)
+    return list(groups.items())

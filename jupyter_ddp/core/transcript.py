@@ -1,0 +1,177 @@
+"""What one rank's output looks like, bounded: the first and the last lines, every rich output.
+
+Owns folding text for display: carriage returns and backspaces overwrite, as on a terminal. Never the
+place where output is kept whole; that is the log.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+
+from jupyter_ddp.core.messages import MimeBundle, Stream
+
+HEAD_CHARS = TAIL_CHARS = 16 * 1024
+HEAD_LINES = TAIL_LINES = 100
+MAX_LINE_CHARS = 4 * 1024
+
+_BACKSPACE = re.compile(r"[^\b\n]\b")
+
+
+class Text:
+    """A run of text from one stream; `omitted` lines and characters were left out after `head`."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.head = ""
+        self._tail: list[str] = []
+        self._tail_chars = 0
+        self._open = ""  # the unfinished last line, carriage returns not yet all resolved
+        self.omitted_lines = 0
+        self.omitted_chars = 0
+        self._head_lines = 0
+
+    def append(self, text: str) -> None:
+        *whole, rest = (self._open + text).split("\n")
+        for line in whole:
+            self._append_line(_resolve(line) + "\n")
+        before, cr, after = rest.rpartition("\r")
+        self._open = _cut(_resolve(before) + cr + after) if cr else _cut(rest)
+        self._trim()
+
+    def _append_line(self, line: str) -> None:
+        line = _cut(line)
+        head_has_room = self._head_lines < HEAD_LINES and len(self.head) + len(line) <= HEAD_CHARS
+        if head_has_room and not self._tail and not self.omitted_lines:
+            self.head += line
+            self._head_lines += 1
+        else:
+            self._tail.append(line)
+            self._tail_chars += len(line)
+
+    def _trim(self) -> None:
+        drop = 0
+        while len(self._tail) - drop > TAIL_LINES or self._tail_chars > TAIL_CHARS:
+            self._tail_chars -= len(self._tail[drop])
+            self.omitted_chars += len(self._tail[drop])
+            drop += 1
+        self.omitted_lines += drop
+        del self._tail[:drop]
+
+    @property
+    def tail(self) -> str:
+        return "".join(self._tail) + _resolve(self._open)
+
+    def parts(self) -> tuple[str, int, str]:
+        """(text before the gap, lines left out, text after it); no gap: ("whole text", 0, "")."""
+        if not self.omitted_lines:
+            return self.head + self.tail, 0, ""
+        return self.head, self.omitted_lines, self.tail
+
+    def copy(self) -> Text:
+        twin = Text(self.stream)
+        twin.__dict__.update(self.__dict__, _tail=list(self._tail))
+        return twin
+
+
+class Rich:
+    """A mimebundle that the user's code displayed, or the value of the cell's last expression."""
+
+    def __init__(self, data: MimeBundle, metadata: MimeBundle, display_id: str, result: bool) -> None:
+        self.data = data
+        self.metadata = metadata
+        self.display_id = display_id
+        self.result = result
+
+
+Segment = Text | Rich
+
+
+class Transcript:
+    """The segments of one rank's display, in the order they came."""
+
+    def __init__(self) -> None:
+        self._segments: list[Segment] = []
+        self._decoders: dict[tuple[Stream, str], codecs.IncrementalDecoder] = {}
+        self._clear_next = False
+
+    def write(self, stream: Stream, source: str, data: bytes) -> None:
+        """Add bytes of a stream. Bytes of another `source` never complete this one's characters."""
+        decoder = self._decoders.get((stream, source))
+        if decoder is None:
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            self._decoders[stream, source] = decoder
+        text = decoder.decode(data)
+        if text:
+            self._before_adding()
+            self._text(stream).append(text)
+
+    def finish(self) -> None:
+        """No more will come: show the bytes of a character that was never completed."""
+        for (stream, _), decoder in self._decoders.items():
+            if rest := decoder.decode(b"", final=True):
+                self._text(stream).append(rest)
+
+    def _text(self, stream: Stream) -> Text:
+        last = self._segments[-1] if self._segments else None
+        if not isinstance(last, Text) or last.stream != stream:
+            last = Text(stream)
+            self._segments.append(last)
+        return last
+
+    def display(self, rich: Rich) -> None:
+        self._before_adding()
+        self._segments.append(rich)
+
+    def update(self, rich: Rich) -> None:
+        """Replace what was displayed under this display id; a result stays one."""
+        for segment in self._segments:
+            if isinstance(segment, Rich) and segment.display_id == rich.display_id:
+                segment.data, segment.metadata = rich.data, rich.metadata
+
+    def clear(self, wait: bool) -> None:
+        """Empty the display, at once or when the next output comes."""
+        self._clear_next = wait
+        if not wait:
+            self._segments.clear()
+
+    def _before_adding(self) -> None:
+        if self._clear_next:
+            self._segments.clear()
+            self._clear_next = False
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self._segments)
+
+    def __bool__(self) -> bool:
+        return bool(self._segments)
+
+    def copy(self) -> list[Segment]:
+        """Segments that later output does not change."""
+        return [s.copy() if isinstance(s, Text) else s for s in self._segments]
+
+
+def _resolve(line: str) -> str:
+    """A line as a terminal would show it: \\b steps back, \\r starts again over what is there."""
+    while "\b" in line:
+        shorter = _BACKSPACE.sub("", line)
+        if shorter == line:
+            line = line.replace("\b", "")
+            break
+        line = shorter
+    if "\r" not in line:
+        return line
+    shown = ""
+    for piece in line.split("\r"):
+        # Escape sequences have no width, so a line with colours is replaced whole, not overlaid.
+        overlay = "\x1b" not in shown and "\x1b" not in piece
+        shown = piece + shown[len(piece) :] if overlay else piece or shown
+    return shown
+
+
+def _cut(line: str) -> str:
+    if len(line) <= MAX_LINE_CHARS:
+        return line
+    newline = "\n" if line.endswith("\n") else ""
+    return f"{line[: MAX_LINE_CHARS // 2]} … {line[-MAX_LINE_CHARS // 2 :].rstrip(chr(10))}{newline}"

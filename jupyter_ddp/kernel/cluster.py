@@ -1,0 +1,504 @@
+"""`Cluster`: a pool of ranks from Python. All that the magics do goes through it.
+
+Owns the node agent, the rendezvous and the exchange of one pool, and the records of its last cells.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Self, assert_never
+
+import psutil
+from msgspec import Struct
+
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.core import pool as p
+from jupyter_ddp.core.errors import PoolError, UsageError
+from jupyter_ddp.core.record import CellRecord
+from jupyter_ddp.core.topology import (
+    MAX_WORLD_SIZE,
+    Plan,
+    default_world_size,
+    make_plan,
+    parse_targets,
+    visible_gpus,
+)
+from jupyter_ddp.kernel.exchange import Exchange
+from jupyter_ddp.kernel.rendezvous import Rendezvous
+from jupyter_ddp.kernel.source import PreparedSource, prepare
+from jupyter_ddp.kernel.torch_import import TorchImport
+from jupyter_ddp.launch.local import LocalNode
+
+RECORDS_KEPT = 20
+RANK_BYTES = 64 * 1024 * 1024
+"""What a rank needs at the least before the user's own data: measured in docs/speed.md, rounded up."""
+_SPOOL_BYTES = 1024 * 1024
+_NODE_TIMEOUT_S = 30.0
+_CLOSE_TIMEOUT_S = 15.0
+_DEFAULT_SEED = 67280421310721
+"""torch's own default seed (c10/core/GeneratorImpl.h): rank 0 draws what a fresh process draws."""
+
+
+class _Waiter:
+    """Something that will be finished by the exchange's thread."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.error = ""
+
+    def finish(self, error: str = "") -> None:
+        self.error = error
+        self._event.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._event.wait(timeout_s)
+
+
+class Execution:
+    """One cell while it runs: its record, and the news of it."""
+
+    def __init__(self, record: CellRecord) -> None:
+        self.record = record
+        self.refusal = ""
+        self.announced: list[str] = []
+        self._news = threading.Event()
+        self._done = threading.Event()
+
+    def tell(self) -> None:
+        if not self._news.is_set():
+            self._news.set()
+
+    def finish(self) -> None:
+        self._done.set()
+        self._news.set()
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    def wait_done(self, timeout_s: float) -> bool:
+        return self._done.wait(timeout_s)
+
+    def wait_news(self, timeout_s: float) -> bool:
+        """True when something came since the last call."""
+        if not self._news.wait(timeout_s):
+            return False
+        self._news.clear()
+        return True
+
+
+class RankStatus(Struct, frozen=True):
+    """One rank, as `%ddp status` shows it."""
+
+    rank: int
+    pid: int
+    device: str
+    state: str
+
+
+class Cluster:
+    """A pool of persistent ranks that share one process group.
+
+        with Cluster(4) as cluster:
+            record = cluster.run("dist.all_reduce(t := torch.ones(1)); t")
+
+    `n`: number of ranks; None for one per GPU, else a few. `backend`: "nccl" or "gloo"; None chooses.
+    `devices`: which of the visible GPUs to use. `preload`: modules to import once, before ranks are
+    forked. Nothing is started before `start`, `run` or `with`.
+    """
+
+    def __init__(
+        self,
+        n: int | None = None,
+        *,
+        backend: m.Backend | None = None,
+        devices: Sequence[int] | None = None,
+        preload: Sequence[str] = (),
+    ) -> None:
+        self._n, self._backend, self._devices, self._preload = n, backend, devices, tuple(preload)
+        self._pool = p.Pool()
+        self._exchange: Exchange | None = None
+        self._torch = TorchImport()
+        self._rendezvous: Rendezvous | None = None
+        self._node_ready = _Waiter()
+        self._gpus: list[m.Gpu] = []
+        self._forkserver_lost = False
+        self._starting: _Waiter | None = None
+        self._stopping: _Waiter | None = None
+        self._executions: OrderedDict[int, Execution] = OrderedDict()
+        self._cells = 0
+        self._announced: list[str] = []
+        self.stages: dict[str, float] = {}
+        """Seconds after its start at which the forkserver came to each stage."""
+
+    # -- starting --------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        """Begin to import torch, here and in a process that ranks will be forked from; return at once.
+
+        Raises PoolError where this system cannot run ranks.
+        """
+        if self._exchange is not None:
+            return
+        node = LocalNode(self._preload)
+        self._forkserver_lost = False
+        self._node_ready = _Waiter()
+        self._exchange = Exchange(self._pool, [node], self._on_effect, self._on_message)
+        self._torch.begin()
+
+    def wait_for_torch(self, timeout_s: float = 60.0) -> None:
+        """Until the import that `warm_up` began in this process has ended."""
+        self._torch.wait(timeout_s)
+
+    @property
+    def importing_torch(self) -> bool:
+        """That import goes on."""
+        return self._torch.busy
+
+    def start(
+        self,
+        n: int | None = None,
+        *,
+        backend: m.Backend | None = None,
+        devices: Sequence[int] | None = None,
+    ) -> str:
+        """Start the pool and form its group; say in one line what was chosen, "" for plain NCCL.
+
+        Raises UsageError for numbers that make no sense, PoolError if the pool does not come up.
+        """
+        if self._pool.phase is not p.Phase.STOPPED:
+            raise PoolError(f"the pool is {self._pool.phase.value} already; %ddp stop ends it, %ddp restart starts anew")
+        if self._exchange is not None and (self._exchange.lost or self._forkserver_lost):
+            self.close()
+        self.warm_up()
+        if not self._node_ready.wait(_NODE_TIMEOUT_S):
+            raise PoolError(f"the node agent did not answer within {_NODE_TIMEOUT_S:.0f} s; try again")
+        if self._node_ready.error:
+            error = self._node_ready.error
+            self.close()
+            raise PoolError(error)
+        plan = self._plan(n or self._n, backend or self._backend, devices or self._devices)
+        self._come_up(p.StartRequested(plan, self._surroundings(plan)))
+        self._n, self._backend, self._devices = len(plan.places), backend or self._backend, devices or self._devices
+        return _choice(plan)
+
+    def _plan(self, n: int | None, backend: m.Backend | None, devices: Sequence[int] | None) -> Plan:
+        gpus = visible_gpus(self._gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        count = n if n is not None else default_world_size(len(devices or gpus), _usable_cores())
+        check_world_size(count, self._pool.world_size)
+        return make_plan(count, gpus, backend, devices)
+
+    def _surroundings(self, plan: Plan) -> m.Surroundings:
+        if self._rendezvous is None:
+            self._torch.wait(60.0)
+            self._rendezvous = Rendezvous()
+        environ = dict(os.environ)
+        if plan.visible_devices is not None:
+            environ["CUDA_VISIBLE_DEVICES"] = plan.visible_devices
+        cwd = os.getcwd()  # noqa: PTH109  # a plain string goes into a message
+        return m.Surroundings(
+            environ=environ,
+            cwd=cwd,
+            sys_path=[path or cwd for path in sys.path],
+            master_addr=self._rendezvous.host,
+            master_port=self._rendezvous.port,
+            run_id=secrets.token_hex(4),
+            seed=_DEFAULT_SEED,
+        )
+
+    def _come_up(self, request: p.StartRequested | p.ResizeRequested) -> None:
+        waiter = self._starting = _Waiter()
+        self._post(request)
+        self._wait_interruptibly(waiter.wait, p.START_TIMEOUT_S + p.KILL_TIMEOUT_S + p.FORM_TIMEOUT_S)
+        self._starting = None
+        if waiter.error:
+            raise PoolError(waiter.error)
+
+    def _wait_interruptibly(self, wait: Callable[[float], bool], limit_s: float) -> None:
+        """Wait for the exchange; an interrupt of the notebook kernel goes to the pool instead."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                while not wait(0.5):
+                    if time.monotonic() > deadline:
+                        raise PoolError("the pool does not answer; %ddp restart starts anew")
+                return
+            except KeyboardInterrupt:
+                self._post(p.InterruptRequested())
+
+    # -- cells -----------------------------------------------------------------------------------
+
+    def run(
+        self,
+        source: str | PreparedSource,
+        targets: str | Sequence[int] | None = None,
+        *,
+        check: bool = True,
+        on_news: Callable[[CellRecord, bool], None] | None = None,
+        count: int = 0,
+    ) -> CellRecord:
+        """Run a cell's source on the ranks, and wait for its end; start the pool if there is none.
+
+        `targets`: ranks, as "0,2-3", "::2" or numbers; None for all. `on_news(record, done)` is called
+        from this thread as output comes, at most ten times a second, and at the end. `count` is the
+        notebook's prompt number.
+
+        Raises RankError (which has the record) when the cell did not end well on a rank, unless
+        `check` is False; UsageError for source that is no Python, PoolError when the pool cannot run it.
+        """
+        prepared = source if isinstance(source, PreparedSource) else prepare(source)
+        if self._pool.phase is p.Phase.STOPPED:
+            self.start()
+        ranks = self._targets(targets)
+        self._cells += 1
+        file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  # the record closes it
+        record = CellRecord(self._cells, ranks, file, threading.RLock())  # type: ignore[arg-type]  # a BinaryIO but by name
+        execution = Execution(record)
+        self._remember(execution)
+        self._post(p.CellRequested(record.cell, ranks, prepared.source, prepared.awaits, count))
+        self._follow(execution, on_news)
+        if execution.refusal:
+            raise PoolError(execution.refusal)
+        if check:
+            record.raise_for_error()
+        return record
+
+    def _targets(self, targets: str | Sequence[int] | None) -> tuple[int, ...]:
+        size = self._pool.world_size
+        if targets is None:
+            return tuple(range(size))
+        text = targets if isinstance(targets, str) else ",".join(map(str, targets))
+        return parse_targets(text, size)
+
+    def _remember(self, execution: Execution) -> None:
+        self._executions[execution.record.cell] = execution
+        while len(self._executions) > RECORDS_KEPT:
+            self._executions.popitem(last=False)
+
+    def _follow(self, execution: Execution, on_news: Callable[[CellRecord, bool], None] | None) -> None:
+        """Until the cell has ended everywhere. An interrupt goes to the ranks, and the wait goes on."""
+        follow = Follower(execution, on_news)
+        while not execution.done:
+            try:
+                follow.step()
+            except KeyboardInterrupt:
+                self.interrupt()
+        if on_news is not None:
+            on_news(execution.record, True)
+
+    # -- the pool's life -------------------------------------------------------------------------
+
+    def interrupt(self) -> None:
+        """Interrupt the running cell, as the notebook's interrupt button does. Again: one step further."""
+        if self._exchange is not None:
+            self._post(p.InterruptRequested())
+
+    def stop(self) -> None:
+        """End the ranks; their variables are gone. The process they are forked from stays warm."""
+        if self._exchange is None:
+            return
+        waiter = self._stopping = _Waiter()
+        self._post(p.StopRequested())
+        self._wait_interruptibly(waiter.wait, _CLOSE_TIMEOUT_S)
+        self._stopping = None
+        if waiter.error:
+            raise PoolError(waiter.error)
+
+    def restart(self) -> str:
+        """Stop, then start with as many ranks as before; says what `start` says."""
+        self.stop()
+        return self.start()
+
+    def resize(self, n: int) -> str:
+        """Add or end ranks. Those that stay keep their variables; the group is formed again."""
+        if self._pool.phase is p.Phase.STOPPED:
+            return self.start(n)
+        plan = self._plan(n, self._backend, self._devices)
+        if n != self._pool.world_size:
+            self._come_up(p.ResizeRequested(plan, self._surroundings(plan)))
+            self._n = n
+        return _choice(plan)
+
+    def close(self) -> None:
+        """End everything: ranks, the process they are forked from, the rendezvous."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.close()
+        if self._pool.phase is not p.Phase.STOPPED:
+            self._pool = p.Pool()
+        if self._rendezvous is not None:
+            self._rendezvous.close()
+            self._rendezvous = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- what others may read --------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """There is a pool, whatever it does now."""
+        return self._pool.phase is not p.Phase.STOPPED
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks; 0 without a pool."""
+        return self._pool.world_size
+
+    @property
+    def backend(self) -> str:
+        """The group's backend; "" without a pool."""
+        return self._pool.plan.backend if self._pool.plan else ""
+
+    @property
+    def phase(self) -> str:
+        """"stopped", "starting", "ready", "running", "forming" or "stopping"."""
+        return self._pool.phase.value
+
+    def records(self) -> list[CellRecord]:
+        """The records of the last cells, oldest first."""
+        return [execution.record for execution in self._executions.values()]
+
+    def announcements(self) -> list[str]:
+        """What the pool had to say outside any cell, since the last call."""
+        said, self._announced = self._announced, []
+        return said
+
+    def status(self) -> list[RankStatus]:
+        """Each rank's process and what it does; empty without a pool."""
+        running = self._pool.running_on
+        return [
+            RankStatus(
+                rank,
+                state.pid,
+                state.place.device,
+                "dead" if not state.alive else "running" if rank in running else "idle",
+            )
+            for rank, state in self._pool.ranks.items()
+        ]
+
+    def __repr__(self) -> str:
+        if not self.running:
+            return "<Cluster: no pool>"
+        return f"<Cluster: {self.world_size} ranks, {self.backend}, {self.phase}>"
+
+    # -- from the exchange's thread --------------------------------------------------------------
+
+    def _post(self, event: p.Event) -> None:
+        assert self._exchange is not None
+        self._exchange.post(event)
+
+    def _on_message(self, message: m.NodeToKernel) -> None:
+        match message:
+            case m.Output() | m.FdOutput() | m.Display() | m.ClearOutput() | m.Notice() | m.CellFinished():
+                execution = self._executions.get(message.cell)
+                if execution is not None:
+                    execution.record.fold(message)
+                    execution.tell()
+            case m.NodeReady():
+                self._gpus = message.gpus
+                self._node_ready.finish(_version_error(message))
+            case m.Preloaded():
+                self.stages[message.stage] = message.seconds
+            case m.PreloadFailed():
+                self._forkserver_lost = True  # living ranks go on; the next start makes a new one
+            case _:
+                pass  # membership: the pool's own affair
+
+    def _on_effect(self, effect: p.Effect) -> None:
+        match effect:
+            case p.StartFinished():
+                if self._starting is not None:
+                    self._starting.finish(effect.error)
+            case p.StopFinished():
+                if self._stopping is not None:
+                    stuck = ", ".join(map(str, effect.unkillable))
+                    self._stopping.finish(f"the system does not end these processes: {stuck}" if stuck else "")
+            case p.CellEnded():
+                self._end_cell(effect)
+            case p.CellRefused():
+                self._executions[effect.cell].refusal = effect.reason
+                self._executions.pop(effect.cell).finish()
+            case p.Announced():
+                self._announced.append(effect.text)
+            case p.SendToNodes():
+                pass  # the exchange sends it
+            case _:
+                assert_never(effect)
+
+    def _end_cell(self, effect: p.CellEnded) -> None:
+        execution = self._executions.get(effect.cell)
+        if execution is None:
+            return
+        for exit in effect.deaths:
+            execution.record.die(exit)
+        dead = {exit.rank for exit in effect.deaths}
+        for rank, reason in effect.reasons.items():
+            if rank not in dead:
+                execution.record.settle(rank, effect.verdicts[rank], reason)
+        execution.finish()
+
+
+class Follower:
+    """Paces what a waiting thread hears of a cell: soon after the first output, then ten times a second."""
+
+    FIRST_S = 0.05
+    """A cell that ends this soon after its first output is shown once, at its end."""
+    INTERVAL_S = 0.1
+
+    def __init__(self, execution: Execution, on_news: Callable[[CellRecord, bool], None] | None) -> None:
+        self._execution, self._on_news = execution, on_news
+        self._pause_s = self.FIRST_S
+
+    def step(self) -> None:
+        """Wait for news, and pass it on. May be interrupted at any moment and called again."""
+        execution = self._execution
+        if self._on_news is None:
+            execution.wait_done(1.0)
+        elif execution.wait_news(1.0) and not execution.wait_done(self._pause_s):
+            self._pause_s = self.INTERVAL_S
+            self._on_news(execution.record, False)
+
+
+def check_world_size(n: int, running: int = 0) -> None:
+    """Raise UsageError for a number of ranks that no pool, or not this machine, can have."""
+    if n < 1:
+        raise UsageError(f"-n {n}: a pool has at least one rank; write -n 1 or more")
+    if n > MAX_WORLD_SIZE:
+        raise UsageError(f"-n {n}: over the limit of {MAX_WORLD_SIZE} ranks; write fewer")
+    free = psutil.virtual_memory().available // RANK_BYTES + running
+    if n > free:
+        raise UsageError(
+            f"-n {n}: {n} ranks need about {n * RANK_BYTES / 2**30:.0f} GiB of memory, "
+            f"and there is room for {free} here; write -n {max(1, min(free, 4 * _usable_cores()))} or so"
+        )
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version_error(ready: m.NodeReady) -> str:
+    if ready.version == m.PROTOCOL_VERSION:
+        return ""
+    return f"the node agent speaks version {ready.version}, this package {m.PROTOCOL_VERSION}: install the same release on both"
+
+
+def _choice(plan: Plan) -> str:
+    """What was chosen, where the user may wonder why."""
+    if not plan.reason:
+        return ""
+    kinds = sorted({place.device.partition(":")[0] for place in plan.places})
+    n = len(plan.places)
+    return f"{n} rank{'s' if n != 1 else ''} on {'/'.join(kinds)}, {plan.backend} ({plan.reason})"

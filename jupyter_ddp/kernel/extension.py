@@ -1,0 +1,62 @@
+"""`%load_ext jupyter_ddp` and its opposite."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
+
+from jupyter_ddp.core.errors import PoolError
+from jupyter_ddp.kernel.cluster import Cluster
+from jupyter_ddp.kernel.magics import DDPMagics
+
+_TORCH_TIMEOUT_S = 60.0
+
+
+def load(shell: InteractiveShell) -> None:
+    """Register the magics and begin to warm up; returns at once, and can be called again."""
+    if _magics(shell) is not None:
+        return
+    magics = DDPMagics(shell)
+    shell.register_magics(magics)
+    waiting = _WaitForTorch(shell, magics.cluster)
+    shell.events.register("pre_run_cell", waiting)
+    try:
+        magics.cluster.warm_up()
+    except PoolError as error:
+        print(f"jupyter_ddp: {error}")  # noqa: T201  # the magics are there, and say the same
+
+
+def unload(shell: InteractiveShell) -> None:
+    """End the pool and forget the magics; harmless when they are not there."""
+    magics = _magics(shell)
+    if magics is None:
+        return
+    magics.cluster.close()
+    for kind in ("line", "cell"):
+        for name in ("ddp", "rank"):
+            shell.magics_manager.magics[kind].pop(name, None)
+    shell.magics_manager.registry.pop(DDPMagics.__name__, None)
+
+
+def _magics(shell: InteractiveShell) -> DDPMagics | None:
+    found = shell.magics_manager.registry.get(DDPMagics.__name__)
+    return found if isinstance(found, DDPMagics) else None
+
+
+class _WaitForTorch:
+    """Keeps the user's imports from meeting ours halfway: see `TorchImport`."""
+
+    def __init__(self, shell: InteractiveShell, cluster: Cluster) -> None:
+        self._shell, self._cluster = weakref.ref(shell), weakref.ref(cluster)
+
+    def __call__(self, info: Any) -> None:
+        cluster, shell = self._cluster(), self._shell()
+        if cluster is None or shell is None:
+            return
+        cell = (info.raw_cell or "").lstrip()
+        if not cell.startswith(("%%ddp", "%%rank", "%ddp")):  # these wait themselves, as late as they can
+            cluster.wait_for_torch(_TORCH_TIMEOUT_S)
+        if not cluster.importing_torch:
+            shell.events.unregister("pre_run_cell", self)

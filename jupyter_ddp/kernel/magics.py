@@ -1,0 +1,164 @@
+"""`%%ddp`, `%%rank` and `%ddp`: from what the user types to a `Cluster`, and back to the screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, cell_magic, line_cell_magic, magics_class
+from traitlets import Enum
+
+from jupyter_ddp.core.errors import PoolError, UsageError
+from jupyter_ddp.core.record import CellRecord
+from jupyter_ddp.kernel.cluster import Cluster
+from jupyter_ddp.kernel.display import CellDisplay
+from jupyter_ddp.kernel.options import (
+    CellOptions,
+    CommandOptions,
+    PoolOptions,
+    parse_cell_line,
+    parse_command_line,
+)
+from jupyter_ddp.kernel.source import prepare
+from jupyter_ddp.view.status import status_text
+
+
+@magics_class
+class DDPMagics(Magics):
+    """The magics, over the one cluster that is current."""
+
+    display: Any = Enum(
+        ("auto", "live", "static"),
+        default_value="auto",
+        help="Show output while a cell runs (live), once at its end (static), or as the front end can.",
+    ).tag(config=True)
+
+    def __init__(self, shell: InteractiveShell, **kwargs: Any) -> None:
+        super().__init__(shell, **kwargs)
+        self.cluster = Cluster()
+
+    @cell_magic
+    def rank(self, line: str, cell: str) -> None:
+        """Run the cell on some ranks: `%%rank 0`, `%%rank 0-2` (short for `%%ddp -t`)."""
+        targets, _, rest = line.strip().partition(" ")
+        if not targets or targets.startswith("-"):
+            raise UsageError("%%rank: name the ranks, as in %%rank 0 or %%rank [0-2]")
+        self._run(f"-t {targets} {rest}", cell)
+
+    @line_cell_magic
+    def ddp(self, line: str, cell: str | None = None) -> None:
+        """Run a cell on every rank of a persistent pool, or manage the pool.
+
+        %%ddp [-n N] [-t RANKS] [-o NAME] [--backend nccl|gloo] [--devices GPUS]
+            -n N            ranks of the pool; started on first use
+            -t, --targets   run on some ranks: 0,2-3 or ::2
+            -o, --output    bind the cell's record: NAME[2].stdout, .value, .error, .verdict
+            --backend       of a new pool; nccl where each rank has a GPU, else gloo
+            --devices       GPUs of a new pool, as in 1,3
+        %ddp status | start [-n N] | stop | restart | resize N | interrupt
+
+        On every rank: rank, local_rank, world_size, device, torch, dist. Variables live on.
+        """
+        if cell is None:
+            self._command(parse_command_line(line))
+        else:
+            self._run(line, cell)
+
+    # -- cells -----------------------------------------------------------------------------------
+
+    def _run(self, line: str, cell: str) -> None:
+        options = parse_cell_line(line)
+        self._say_announcements()
+        first_line, count = self._place_of_cell(cell)
+        record: CellRecord | None = None
+        screen = CellDisplay(self._is_live())
+
+        def show(news: CellRecord, done: bool) -> None:
+            nonlocal record
+            record = news
+            screen.show(news, done)
+
+        prepared = prepare(cell, first_line)  # what is no Python starts no pool
+        self._ensure_pool(options)
+        try:
+            self.cluster.run(prepared, options.targets, check=False, on_news=show, count=count)
+        finally:
+            if record is not None and options.output is not None:
+                self.shell.user_ns[options.output] = record
+        self._say_announcements()
+        if record is not None:
+            record.raise_for_error()
+
+    def _ensure_pool(self, options: CellOptions) -> None:
+        cluster, n = self.cluster, options.pool.n
+        if not cluster.running:
+            self._start(options.pool)
+        elif n is not None and n != cluster.world_size:
+            raise PoolError(
+                f"the pool has {cluster.world_size} rank{'s' if cluster.world_size != 1 else ''}, not {n}; "
+                f"nothing was run. %ddp resize {n} makes it fit, or leave -n out"
+            )
+        elif options.pool.backend not in (None, cluster.backend):
+            raise PoolError(
+                f"the pool's backend is {cluster.backend}; nothing was run. "
+                f"%ddp restart --backend {options.pool.backend} starts anew, without the variables"
+            )
+
+    def _place_of_cell(self, cell: str) -> tuple[int, int]:
+        """(the notebook cell's line that the source begins on, the prompt number)."""
+        before = 1
+        parent = getattr(getattr(self.shell, "kernel", None), "get_parent", lambda: {})()
+        whole = parent.get("content", {}).get("code", "")
+        if cell.strip() and whole.rstrip().endswith(cell.rstrip()):
+            before = whole[: len(whole.rstrip()) - len(cell.rstrip())].count("\n")
+        return before + 1, int(self.shell.execution_count)
+
+    def _is_live(self) -> bool:
+        """A front end that can answer questions has somebody before it, who can watch."""
+        if self.display != "auto":
+            return bool(self.display == "live")
+        kernel = getattr(self.shell, "kernel", None)
+        if kernel is None:
+            return False
+        return bool(kernel.get_parent().get("content", {}).get("allow_stdin", False))
+
+    # -- the pool's life -------------------------------------------------------------------------
+
+    def _command(self, options: CommandOptions) -> None:
+        cluster = self.cluster
+        match options.command:
+            case "status":
+                self._say(status_text(cluster.status(), cluster.backend, cluster.phase))
+            case "start":
+                self._start_or_keep(options.pool)
+            case "stop":
+                cluster.stop()
+            case "restart":
+                cluster.stop()
+                self._start(options.pool)
+            case "resize":
+                assert options.pool.n is not None
+                self._say(cluster.resize(options.pool.n))
+            case "interrupt":
+                cluster.interrupt()
+            case other:
+                raise AssertionError(other)
+        self._say_announcements()
+
+    def _start_or_keep(self, pool: PoolOptions) -> None:
+        """Run again from the top, `%ddp start -n 4` finds the pool there and keeps it."""
+        if not self.cluster.running:
+            self._start(pool)
+        else:
+            self._ensure_pool(CellOptions(pool))
+
+    def _start(self, pool: PoolOptions) -> None:
+        self._say(self.cluster.start(pool.n, backend=pool.backend, devices=pool.devices))
+
+    def _say(self, text: str) -> None:
+        if text:
+            print(text)  # noqa: T201  # this is what the user sees
+
+    def _say_announcements(self) -> None:
+        for text in self.cluster.announcements():
+            self._say(text)

@@ -1,0 +1,110 @@
+"""The magics' argument lines, parsed: what the user typed to what was meant, or a one-line error."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from typing import NoReturn, get_args
+
+from msgspec import Struct
+
+from jupyter_ddp.core.errors import UsageError
+from jupyter_ddp.core.messages import Backend
+from jupyter_ddp.core.topology import parse_devices
+
+SUBCOMMANDS = ("status", "start", "stop", "restart", "resize", "interrupt")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises instead of printing usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}; {self.prog}? lists the options")
+
+
+class PoolOptions(Struct, frozen=True):
+    """What a new pool is to be; None leaves the choice to the pool."""
+
+    n: int | None = None
+    backend: Backend | None = None
+    devices: tuple[int, ...] | None = None
+
+
+class CellOptions(Struct, frozen=True):
+    """`%%ddp`'s line."""
+
+    pool: PoolOptions
+    targets: str | None = None
+    output: str | None = None
+
+
+class CommandOptions(Struct, frozen=True):
+    """`%ddp`'s line."""
+
+    command: str
+    pool: PoolOptions
+
+
+def parse_cell_line(line: str) -> CellOptions:
+    """The options of `%%ddp`. Raises UsageError."""
+    parser = _parser("%%ddp")
+    _add_pool_options(parser)
+    parser.add_argument("-t", "--targets", metavar="RANKS")
+    parser.add_argument("-o", "--output", metavar="NAME")
+    given = _parse(parser, line)
+    if given.output is not None and not given.output.isidentifier():
+        raise UsageError(f"-o {given.output}: not a name that a variable can have")
+    return CellOptions(_pool_options(given), given.targets, given.output)
+
+
+def parse_command_line(line: str) -> CommandOptions:
+    """The subcommand of `%ddp` and its options; an empty line means status. Raises UsageError."""
+    words = _split("%ddp", line) or ["status"]
+    command = words[0]
+    if command not in SUBCOMMANDS:
+        raise UsageError(f"%ddp {command}: no such command; there are {', '.join(SUBCOMMANDS)}")
+    parser = _parser(f"%ddp {command}")
+    if command in ("start", "restart"):
+        _add_pool_options(parser)
+    if command == "resize":
+        parser.add_argument("n", type=_count, metavar="N")
+    return CommandOptions(command, _pool_options(parser.parse_args(words[1:])))
+
+
+def _parser(name: str) -> _Parser:
+    return _Parser(prog=name, add_help=False, allow_abbrev=False)
+
+
+def _add_pool_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", type=_count, metavar="N")
+    parser.add_argument("--backend", choices=get_args(Backend))
+    parser.add_argument("--devices", metavar="GPUS")
+
+
+def _count(text: str) -> int:
+    try:
+        n = int(text)
+    except ValueError:
+        raise UsageError(f"-n {text}: not a number of ranks; write -n 4") from None
+    if n < 1:
+        raise UsageError(f"-n {text}: a pool has at least one rank; write -n 1 or more")
+    return n
+
+
+def _split(name: str, line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"{name} {line}: {error}") from None
+
+
+def _parse(parser: argparse.ArgumentParser, line: str) -> argparse.Namespace:
+    return parser.parse_args(_split(parser.prog, line))
+
+
+def _pool_options(given: argparse.Namespace) -> PoolOptions:
+    devices: Sequence[int] | None = None
+    if getattr(given, "devices", None) is not None:
+        devices = parse_devices(given.devices)
+    return PoolOptions(getattr(given, "n", None), getattr(given, "backend", None), devices and tuple(devices))

@@ -1,0 +1,36 @@
+"""The rendezvous: a TCPStore in the notebook kernel's process, on a loopback socket that we bound.
+
+Imports torch, and nothing of CUDA.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+from typing import Any
+
+
+class Rendezvous:
+    """A store that the ranks' process groups are formed through.
+
+    TCPStore by itself listens on every interface; a socket handed over confines it, and its port
+    cannot be taken by another process in between.
+    """
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        from torch.distributed import TCPStore  # torch takes a second to import: not before it is needed
+
+        listener = socket.create_server((host, 0), backlog=1024)
+        self.host, self.port = host, int(listener.getsockname()[1])
+        self._store: Any = TCPStore(
+            host,
+            self.port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=60),
+            master_listen_fd=listener.detach(),  # the store closes it
+        )
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._store = None

@@ -1,0 +1,1 @@
+"""How node agents come to exist. Runs in the notebook kernel's process."""

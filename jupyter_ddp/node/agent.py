@@ -1,0 +1,292 @@
+"""One machine's agent: forks ranks from a warm forkserver, relays and batches what they say.
+
+Owns its ranks' processes. Ends, with all of them, when the notebook kernel's end of its socket closes
+or the kernel's process ends. Never imports torch or IPython; never blocks on a rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import assert_never
+
+from jupyter_ddp.core import codec
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.node.forkserver_link import Forkserver
+from jupyter_ddp.node.gpus import list_gpus
+from jupyter_ddp.node.linux import become_subreaper, children, raise_descriptor_limit
+from jupyter_ddp.node.rank_process import RankProcess
+
+_READ_BYTES = 1024 * 1024
+_MAX_WAITING_BYTES = 16 * 1024 * 1024
+"""With more than this on its way to the notebook kernel, ranks are not read: they wait to print."""
+_END_TIMEOUT_S = 1.0
+
+
+def main() -> None:
+    """`python -c … FD KERNEL_PID SYS_PATH PRELOAD ENTRY`."""
+    fd, kernel_pid, sys_path, preload, entry = sys.argv[1:6]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    become_subreaper()
+    raise_descriptor_limit()
+    kernel = socket.socket(fileno=int(fd))
+    forkserver = Forkserver(json.loads(sys_path), json.loads(preload), entry)
+    agent = Agent(kernel, int(kernel_pid), forkserver)
+    signal.signal(signal.SIGTERM, lambda *_: agent.leave())
+    agent.serve()
+
+
+class Agent:
+    """The loop: one thread, one selector, a callback for each descriptor."""
+
+    def __init__(self, kernel: socket.socket, kernel_pid: int, forkserver: Forkserver) -> None:
+        self._kernel = kernel
+        self._kernel_pidfd = os.pidfd_open(kernel_pid)
+        self._forkserver = forkserver
+        self._writer = codec.FrameWriter()
+        self._reader = codec.FrameReader()
+        self._ranks: dict[int, RankProcess] = {}
+        self._preloaded = False
+        self._start_waiting: list[m.StartRanks] = []
+        self._leaving = False
+        self._throttled = False
+        self._selector = selectors.DefaultSelector()
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Until the notebook kernel is gone; then nothing of ours is left."""
+        self._kernel.setblocking(False)
+        self._watch(self._kernel, self._on_kernel)
+        self._watch(self._kernel_pidfd, lambda _: self.leave())
+        self._watch(self._forkserver.link, self._on_forkserver)
+        self._watch(self._forkserver.stderr_fd, lambda _: self._forkserver.read_stderr())
+        gpus = list_gpus()
+        self._say(m.NodeReady(m.PROTOCOL_VERSION, os.getpid(), socket.gethostname(), gpus))
+        try:
+            while not self._leaving:
+                for key, events in self._selector.select():
+                    key.data(events)
+                self._flush()
+        finally:
+            self._end_all()
+
+    def leave(self) -> None:
+        self._leaving = True
+
+    def _watch(self, fileobj: int | socket.socket, callback: Callable[[int], None]) -> None:
+        self._selector.register(fileobj, selectors.EVENT_READ, callback)
+
+    # -- the notebook kernel ---------------------------------------------------------------------
+
+    def _say(self, message: m.Message | bytes) -> None:
+        self._writer.push(message if isinstance(message, bytes) else codec.encode(message))
+
+    def _flush(self) -> None:
+        """Send what goes; where much is left, let the ranks wait until the kernel has read it."""
+        try:
+            done = self._writer.flush(self._kernel.send)
+        except ConnectionError:
+            self.leave()
+            return
+        writing = selectors.EVENT_READ | (0 if done else selectors.EVENT_WRITE)
+        if self._selector.get_key(self._kernel).events != writing:
+            self._selector.modify(self._kernel, writing, self._on_kernel)
+        crowded = self._writer.waiting_bytes > _MAX_WAITING_BYTES
+        if crowded != self._throttled:
+            self._throttled = crowded
+            for process in self._ranks.values():
+                self._watch_rank(process)
+
+    def _on_kernel(self, events: int) -> None:
+        if not events & selectors.EVENT_READ:
+            return
+        try:
+            data = self._kernel.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        if not data:
+            self.leave()
+            return
+        for body in self._reader.feed(data):
+            self._obey(codec.decode(codec.to_node, body))
+
+    def _obey(self, order: m.KernelToNode) -> None:
+        match order:
+            case m.StartRanks():
+                self._start_waiting.append(order)
+                self._start_ranks()
+            case m.Tell():
+                self._tell(order)
+            case m.SignalRanks():
+                for rank in order.ranks:
+                    if rank in self._ranks:
+                        self._ranks[rank].signal(order.signal, order.group)
+            case _:
+                assert_never(order)
+
+    def _tell(self, order: m.Tell) -> None:
+        command = order.command
+        frame = codec.encode(command)
+        for rank in order.ranks:
+            process = self._ranks.get(rank)
+            if process is None:
+                continue
+            if isinstance(command, m.BreakGroup):
+                process.tell_control(frame)
+                continue
+            if isinstance(command, m.RunCell):
+                self._relay(process.drain())  # what is late belongs to the cell before
+                process.cell, process.busy = command.cell, True
+            if not process.tell(frame):
+                self._watch_rank(process)
+
+    # -- the forkserver --------------------------------------------------------------------------
+
+    def _start_ranks(self) -> None:
+        if not self._preloaded:
+            return
+        for order in self._start_waiting:
+            started: list[RankProcess] = []
+            for place in order.places:
+                process = RankProcess(place.rank)
+                process.tell(codec.encode(m.BeginWorker(place, order.surroundings)))
+                self._ranks[place.rank] = process
+                started.append(process)
+            self._forkserver.request([p.rank for p in started], [p.their_fds() for p in started])
+            for process in started:
+                process.passed()
+                self._watch_rank(process)
+                for stream, fd in process.pipes.items():
+                    self._watch(fd, self._pipe_callback(process, stream))
+        self._start_waiting.clear()
+
+    def _on_forkserver(self, _: int) -> None:
+        told = self._forkserver.read()
+        if told is None:
+            self._selector.unregister(self._forkserver.link)
+            self._forkserver.read_stderr()
+            self._say(m.PreloadFailed(self._forkserver.stderr or "its forkserver ended"))
+            return
+        for message in told:
+            if isinstance(message, m.WorkerForked):
+                process = self._ranks[message.rank]
+                process.born(message.pid)
+                self._watch(process.pidfd, self._exit_callback(process))
+            else:
+                self._preloaded = True
+                self._start_ranks()
+            self._say(message)
+
+    # -- ranks -----------------------------------------------------------------------------------
+
+    def _watch_rank(self, process: RankProcess) -> None:
+        """Listen to a rank, unless the notebook kernel is behind; write to it, if something waits."""
+        events = 0 if self._throttled else selectors.EVENT_READ
+        if process.writer.waiting_bytes:
+            events |= selectors.EVENT_WRITE
+        known = process.cells in self._selector.get_map()
+        if not events:
+            if known:
+                self._selector.unregister(process.cells)
+        elif known:
+            self._selector.modify(process.cells, events, self._cells_callback(process))
+        else:
+            self._selector.register(process.cells, events, self._cells_callback(process))
+
+    def _cells_callback(self, process: RankProcess) -> Callable[[int], None]:
+        def on_cells(events: int) -> None:
+            if process.closed:  # it was reaped in this same round
+                return
+            if events & selectors.EVENT_WRITE and process.flush():
+                self._watch_rank(process)
+            if not events & selectors.EVENT_READ:
+                return
+            data = process.receive()
+            if not data:
+                self._selector.unregister(process.cells)  # its end; the pidfd tells how
+            for message, body in process.messages(data):
+                self._heard(process, message, body)
+
+        return on_cells
+
+    def _heard(self, process: RankProcess, message: m.RankMessage, body: bytes) -> None:
+        """Relay what a rank says; what its cell wrote to fd 1 and 2 goes before the cell's end."""
+        if isinstance(message, m.DrainPipes | m.CellFinished):
+            self._relay(process.drain())
+        if isinstance(message, m.DrainPipes):
+            return
+        if isinstance(message, m.CellFinished):
+            process.busy = False
+        self._say(codec.frame(body))
+
+    def _relay(self, outputs: Iterable[m.FdOutput]) -> None:
+        for output in outputs:
+            self._say(output)
+
+    def _pipe_callback(self, process: RankProcess, stream: m.Stream) -> Callable[[int], None]:
+        def on_pipe(_: int) -> None:
+            if process.closed:
+                return
+            outputs = list(process.drain_one(stream))
+            if not outputs:  # readable, and nothing there: nobody holds the other end any more
+                self._selector.unregister(process.pipes[stream])
+            self._relay(outputs)
+
+        return on_pipe
+
+    def _exit_callback(self, process: RankProcess) -> Callable[[int], None]:
+        def on_exit(_: int) -> None:
+            exit = process.reap(self._say)
+            if exit is None:
+                return
+            self._forget(process)
+            self._say(exit)
+
+        return on_exit
+
+    def _forget(self, process: RankProcess) -> None:
+        for fd in (process.cells.fileno(), process.pidfd, *process.pipes.values()):
+            if fd in self._selector.get_map():
+                self._selector.unregister(fd)
+        if self._ranks.get(process.rank) is process:
+            del self._ranks[process.rank]
+        process.close()
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _end_all(self) -> None:
+        """Kill every rank and every descendant that is ours to reap, and wait for them."""
+        self._kernel.close()
+        self._forkserver.close()
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        for process in self._ranks.values():
+            process.signal(signal.SIGKILL, group=True)
+        while time.monotonic() < deadline and (living := children(os.getpid())):
+            for pid in living:  # what escaped its process group came to us, the subreaper
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass  # it has just ended
+            self._reap_all()
+            select.select([], [], [], 0.005)
+
+    def _reap_all(self) -> None:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass  # there may be more
+        except ChildProcessError:
+            pass  # none is left
+
+
+if __name__ == "__main__":
+    main()

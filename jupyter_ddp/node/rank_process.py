@@ -1,0 +1,199 @@
+"""One rank as its agent has it: process, sockets, pipes and the shared page.
+
+Owns the rank's descriptors and its reaping. Signals go through the pidfd, so they cannot hit another
+process that got the same number.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+from jupyter_ddp.core import codec
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.journal import PAGE_BYTES, Journal
+from jupyter_ddp.node.linux import oom_kills
+
+_READ_BYTES = 256 * 1024
+_STDERR_BYTES = 4 * 1024
+_STREAMS: tuple[m.Stream, m.Stream] = ("stdout", "stderr")
+
+
+class RankProcess:
+    """The descriptors exist before the process does: its first message waits in the socket."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.pid = 0
+        self.pidfd = -1
+        self.cell = m.NO_CELL
+        self.busy = False
+        self.closed = False
+        self.cells, self._their_cells = socket.socketpair()
+        self.control, self._their_control = socket.socketpair()
+        self.pipes = dict.fromkeys(_STREAMS, -1)
+        self._their_pipes: list[int] = []
+        for stream in _STREAMS:
+            self.pipes[stream], theirs = os.pipe()
+            os.set_blocking(self.pipes[stream], False)
+            self._their_pipes.append(theirs)
+        self._page_fd = os.memfd_create(f"jupyter_ddp rank {rank}")
+        os.ftruncate(self._page_fd, PAGE_BYTES)
+        self._page = mmap.mmap(self._page_fd, PAGE_BYTES)
+        self.journal = Journal(memoryview(self._page))
+        self.cells.setblocking(False)
+        self.control.setblocking(False)
+        self.writer = codec.FrameWriter()
+        self._reader = codec.FrameReader()
+        self._sent_bytes = 0  # of output, as the rank counts
+        self._next_seq = 0
+        self._generation = 0
+        self._fd_seq = 0
+        self._stderr = b""
+        self._oom_kills = oom_kills()
+
+    # -- birth -----------------------------------------------------------------------------------
+
+    def their_fds(self) -> list[int]:
+        """What the process inherits, in the forkserver's order."""
+        return [self._their_cells.fileno(), self._their_control.fileno(), *self._their_pipes, self._page_fd]
+
+    def passed(self) -> None:
+        """The descriptors are with the forkserver; ours are closed, so that an end of file is one."""
+        self._their_cells.close()
+        self._their_control.close()
+        for fd in (*self._their_pipes, self._page_fd):
+            os.close(fd)
+        self._their_pipes, self._page_fd = [], -1
+
+    def born(self, pid: int) -> None:
+        """It exists: a child of ours, which nobody else reaps."""
+        self.pid, self.pidfd = pid, os.pidfd_open(pid)
+
+    # -- talking ---------------------------------------------------------------------------------
+
+    def tell(self, frame: bytes) -> bool:
+        """Queue a frame for the rank's main thread and send what goes; True when all went."""
+        self.writer.push(frame)
+        return self.flush()
+
+    def flush(self) -> bool:
+        try:
+            return self.writer.flush(self.cells.send)
+        except ConnectionError:
+            return True  # it ended; its pidfd tells
+
+    def tell_control(self, frame: bytes) -> None:
+        """Reach the rank's control thread, whatever its main thread does."""
+        try:
+            self.control.send(frame)
+        except (BlockingIOError, ConnectionError):
+            pass  # it ended, or holds the GIL and has thousands of commands waiting already
+
+    def receive(self) -> bytes:
+        """Bytes that the rank has sent; none when there are none now, or no more will come."""
+        try:
+            return self.cells.recv(_READ_BYTES)
+        except (BlockingIOError, ConnectionError):
+            return b""
+
+    def messages(self, data: bytes) -> Iterator[tuple[m.RankMessage, bytes]]:
+        """The messages that `data` completes, each with its body."""
+        for body in self._reader.feed(data):
+            message = codec.decode(codec.from_rank, body)
+            self._next_seq, self._generation = message.seq + 1, message.generation
+            if isinstance(message, m.Output):
+                self._sent_bytes = message.offset + len(message.data)
+            yield message, body
+
+    def drain(self) -> Iterator[m.FdOutput]:
+        """What C code and subprocesses have written to fd 1 and 2 so far."""
+        for stream in _STREAMS:
+            yield from self.drain_one(stream)
+
+    def drain_one(self, stream: m.Stream) -> Iterator[m.FdOutput]:
+        while True:
+            try:
+                data = os.read(self.pipes[stream], _READ_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                return
+            if stream == "stderr":
+                self._stderr = (self._stderr + data)[-_STDERR_BYTES:]
+            yield m.FdOutput(self.rank, self.cell, self._fd_seq, stream, data)
+            self._fd_seq += 1
+
+    # -- death -----------------------------------------------------------------------------------
+
+    def signal(self, number: int, group: bool) -> None:
+        """Signal the rank's process, and with `group` all that it started in its process group."""
+        if self.pidfd < 0:
+            return
+        try:
+            if group:
+                os.killpg(self.pid, number)
+            signal.pidfd_send_signal(self.pidfd, number)
+        except (ProcessLookupError, PermissionError):
+            pass  # it has just ended
+
+    def reap(self, say: Callable[[m.FdOutput | m.Output | bytes], None]) -> m.WorkerExited | None:
+        """The process has ended: give all it wrote to `say`, then the facts. None if it is not so."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)  # before the reaping, while the number is still its own
+        except (ProcessLookupError, PermissionError):
+            pass  # nothing of its group is left
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if not pid:
+            return None
+        self._last_words(say)
+        return m.WorkerExited(
+            rank=self.rank,
+            pid=self.pid,
+            status=status,
+            cell=self.cell if self.busy else m.NO_CELL,
+            line=self.journal.line if self.busy else 0,
+            stderr=self._stderr.decode("utf-8", "replace").strip(),
+            oom_kills=max(0, oom_kills() - self._oom_kills),
+        )
+
+    def _last_words(self, say: Callable[[m.FdOutput | m.Output | bytes], None]) -> None:
+        """What it had sent, what it had written to its pipes, and what it had not sent yet."""
+        while data := self.receive():
+            for message, body in self.messages(data):
+                if not isinstance(message, m.DrainPipes):
+                    say(codec.frame(body))
+        for output in self.drain():
+            say(output)
+        waiting = self.journal.waiting()
+        unsent = waiting[max(0, self._sent_bytes - self.journal.offset) :]
+        if unsent:
+            journal = self.journal
+            say(
+                m.Output(
+                    rank=self.rank,
+                    generation=self._generation,
+                    cell=journal.cell,
+                    seq=self._next_seq,
+                    stream=journal.stream,
+                    offset=self._sent_bytes,
+                    data=unsent,
+                )
+            )
+
+    def close(self) -> None:
+        """Let go of every descriptor."""
+        self.closed = True
+        if self._their_pipes:
+            self.passed()
+        self.cells.close()
+        self.control.close()
+        for fd in self.pipes.values():
+            os.close(fd)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+        self.journal.release()
+        self._page.close()

@@ -1,0 +1,106 @@
+"""What a group of ranks shows, piece by piece, before it becomes text or a page.
+
+Owns the order of the pieces: what was written and displayed, the traceback, how the process ended,
+notices. Never cuts anything; `fitting` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from jupyter_ddp.core.messages import CellError
+from jupyter_ddp.core.record import Snapshot
+from jupyter_ddp.core.transcript import Segment, Text
+from jupyter_ddp.view import wording
+from jupyter_ddp.view.ansi import strip
+from jupyter_ddp.view.grouping import Group, groups
+from jupyter_ddp.view.media import Drawn, draw
+
+Kind = Literal["stdout", "stderr", "value", "traceback", "cause", "note"]
+
+
+class Lines(NamedTuple):
+    """Text, with control sequences; `omitted` lines are missing between head and tail."""
+
+    kind: Kind
+    head: str
+    omitted: int = 0
+    tail: str = ""
+
+    @property
+    def chars(self) -> int:
+        return len(self.head) + len(self.tail)
+
+    @property
+    def n_lines(self) -> int:
+        """Lines, those included that are missing."""
+        ends = [text for text in (self.head, self.tail) if text]
+        return self.omitted + sum(text.count("\n") + (not text.endswith("\n")) for text in ends)
+
+
+class Gap(NamedTuple):
+    """Lines and displayed values that there was no room for."""
+
+    lines: int
+    outputs: int
+    kind: Literal["gap"] = "gap"
+
+
+Block = Lines | Drawn | Gap
+
+
+class Shown(NamedTuple):
+    """A group and its pieces; none, where the ranks have nothing to show."""
+
+    group: Group
+    blocks: list[Block]
+
+    @property
+    def quiet(self) -> bool:
+        """One line says all about the group."""
+        return not self.blocks
+
+    @property
+    def failed(self) -> bool:
+        return self.group.shown.verdict not in ("ok", None)
+
+
+def shown(snapshot: Snapshot) -> list[Shown]:
+    """All there is to show, by group."""
+    return [Shown(group, list(_blocks(group))) for group in groups(snapshot)]
+
+
+def _blocks(group: Group) -> Iterator[Block]:
+    rank = group.shown
+    anything = False
+    for segment in rank.segments:
+        if (block := _block(segment)) is not None:
+            anything = True
+            yield block
+    if rank.error is not None:
+        anything = True
+        yield Lines("traceback", _traceback(rank.error))
+    if rank.verdict == "died" or (rank.death and anything):
+        yield Lines("cause", wording.cause(group))
+    for notice in rank.notices:
+        yield Lines("note", f"note: {notice}")
+
+
+def _block(segment: Segment) -> Block | None:
+    """A segment's piece; None where there is nothing to see."""
+    if isinstance(segment, Text):
+        head, omitted, tail = segment.parts()
+        return Lines(segment.stream, head, omitted, tail) if omitted or strip(head) else None
+    drawn = draw(segment)
+    if isinstance(drawn, Drawn):
+        return drawn
+    return Lines("value", drawn) if strip(drawn) else None
+
+
+def _traceback(error: CellError) -> str:
+    """The traceback as the rank's shell formatted it; without one, the exception alone."""
+    text = "\n".join(error.traceback).strip("\n")
+    if strip(text).strip():
+        return text
+    return f"{error.ename}: {error.evalue}" if error.evalue else error.ename

@@ -1,0 +1,171 @@
+"""Keeps what is shown within a size: of each group less, the end rather than the start.
+
+Owns the limits. Never leaves anything out without saying how much, and never touches what fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jupyter_ddp.view.ansi import strip
+from jupyter_ddp.view.blocks import Block, Gap, Lines, Shown
+from jupyter_ddp.view.media import Drawn
+
+BLOCK_CHARS = 120
+"""What the markup of one piece takes, about."""
+GROUP_CHARS = 200
+"""The least that a group takes, about."""
+
+
+class Limits(NamedTuple):
+    """Characters of a page: of its text with all markup, and of images and HTML beside that."""
+
+    chars: int
+    media_chars: int
+    head_share: float
+    """The part of a shortened text that is taken from its start."""
+    note: str
+
+
+STATIC = Limits(
+    1_000_000, 10_000_000, 1 / 3, "Shortened to keep the notebook small; the cell's record has it all."
+)
+"""A thousand ranks that all differ stay below 1 MB; figures are the user's own, and may take more."""
+LIVE = Limits(28_000, 12_000, 0.0, "Shortened while the cell runs.")
+"""Together 40,000: a live page is sent again up to ten times a second."""
+
+
+class Page(NamedTuple):
+    """What is left to show, the ranks left out whole, and a note that says so (else "")."""
+
+    shown: list[Shown]
+    hidden: list[int]
+    note: str
+
+
+def fit(shown: list[Shown], limits: Limits, write: Callable[[Page], str]) -> str:
+    """What `write` makes of as much as fits the limits."""
+    whole = Page(shown, [], "")
+    if sum(map(_text_chars, shown)) <= limits.chars and sum(map(_media_chars, shown)) <= limits.media_chars:
+        text = write(whole)
+        if _fits(text, whole, limits):
+            return text
+    return _write_less(shown, limits, write)
+
+
+def _write_less(shown: list[Shown], limits: Limits, write: Callable[[Page], str]) -> str:
+    """Less text of each group, in few tries; in the end none of it, then fewer groups."""
+    most = limits.chars // GROUP_CHARS
+    while True:
+        least = _page(shown, limits, 0, most)
+        shortest = write(least)
+        if _fits(shortest, least, limits) or most <= 1:
+            break
+        most //= 2
+    fixed = len(shortest) - _kept_media_chars(least)
+    room = int(0.9 * (limits.chars - fixed))
+    for _ in range(5):
+        page = _page(shown, limits, room, most)
+        text = write(page)
+        if _fits(text, page, limits):
+            return text
+        # Escapes and colours make text longer, by a factor that this try has shown.
+        grown = max(1, len(text) - _kept_media_chars(page) - fixed)
+        room = int(0.9 * room * min(1.0, (limits.chars - fixed) / grown))
+    return shortest
+
+
+def _fits(text: str, page: Page, limits: Limits) -> bool:
+    return len(text) - _kept_media_chars(page) <= limits.chars
+
+
+def _kept_media_chars(page: Page) -> int:
+    return sum(map(_media_chars, page.shown))
+
+
+def _text_chars(shown: Shown) -> int:
+    return sum(BLOCK_CHARS + b.chars for b in shown.blocks if isinstance(b, Lines))
+
+
+def _media_chars(shown: Shown) -> int:
+    return sum(b.chars for b in shown.blocks if isinstance(b, Drawn))
+
+
+def _page(shown: list[Shown], limits: Limits, room: int, max_groups: int) -> Page:
+    kept, hidden = _choose(shown, max_groups)
+    text_room = _level([_text_chars(s) for s in kept], room)
+    media_room = _level([_media_chars(s) for s in kept], limits.media_chars)
+    less = [_shorten(s, text_room, media_room, limits.head_share) for s in kept]
+    return Page(less, hidden, limits.note)
+
+
+def _choose(shown: list[Shown], max_groups: int) -> tuple[list[Shown], list[int]]:
+    """The groups to show, those that failed before others, in their order; and the others' ranks."""
+    if len(shown) <= max_groups:
+        return shown, []
+    by_weight = sorted(range(len(shown)), key=lambda i: (not shown[i].failed, i))
+    chosen = set(by_weight[:max_groups])
+    hidden = sorted(r for i, s in enumerate(shown) if i not in chosen for r in s.group.ranks)
+    return [shown[i] for i in sorted(chosen)], hidden
+
+
+def _level(sizes: list[int], room: int) -> int:
+    """The most that each may take so that all fit the room; small ones leave theirs to the large."""
+    for at, size in enumerate(sorted(sizes)):
+        share = room // (len(sizes) - at)
+        if size > share:
+            return share
+        room -= size
+    return max(sizes, default=0)
+
+
+def _shorten(shown: Shown, text_room: int, media_room: int, head_share: float) -> Shown:
+    """The group's last pieces, as many as there is room for, with gaps where others were."""
+    kept: list[Block] = []
+    for block in reversed(shown.blocks):
+        left: Block = block
+        if isinstance(block, Drawn):
+            if block.chars > media_room:
+                left = Gap(0, 1)
+            else:
+                media_room -= block.chars
+        elif isinstance(block, Lines):
+            left = _cut(block, text_room - BLOCK_CHARS, head_share)
+            text_room -= BLOCK_CHARS + left.chars if isinstance(left, Lines) else text_room
+        _add(kept, left)
+    return Shown(shown.group, kept[::-1])
+
+
+def _add(kept: list[Block], block: Block) -> None:
+    last = kept[-1] if kept else None
+    if isinstance(block, Gap) and isinstance(last, Gap):
+        kept[-1] = Gap(last.lines + block.lines, last.outputs + block.outputs)
+    else:
+        kept.append(block)
+
+
+def _cut(block: Lines, room: int, head_share: float) -> Lines | Gap:
+    """Whole lines from both ends within the room; of one line that is longer than that, its end."""
+    if block.chars <= room:
+        return block
+    if room < 40:
+        return Gap(block.n_lines, 0)
+    before, after = (block.head, block.tail) if block.omitted else (block.head, block.head)
+    head = _whole_lines(before[: int(room * head_share)])
+    short = Lines(block.kind, head, 0, _end_of(after, room - len(head)))
+    return short._replace(omitted=max(0, block.n_lines - short.n_lines))
+
+
+def _end_of(text: str, room: int) -> str:
+    if len(text) <= room:
+        return text
+    whole_lines = text[-room:].partition("\n")[2]
+    if whole_lines:
+        return whole_lines
+    # Cut within a line only where no control sequence can be cut in two.
+    return "… " + strip(text.rstrip("\n").rpartition("\n")[2])[-room // 2 :]
+
+
+def _whole_lines(text: str) -> str:
+    return text[: text.rfind("\n") + 1]

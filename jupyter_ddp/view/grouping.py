@@ -1,0 +1,56 @@
+"""Ranks that show the same, folded into groups.
+
+Owns what "the same" means. Never alters or drops anything: folding is a matter of display.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from jupyter_ddp.core.messages import MimeBundle
+from jupyter_ddp.core.record import RankSnapshot, Snapshot
+from jupyter_ddp.core.transcript import Rich, Segment, Text
+
+
+class Group(NamedTuple):
+    """Ranks, ascending, and one of them to show for all."""
+
+    ranks: tuple[int, ...]
+    shown: RankSnapshot
+
+    @property
+    def has_gap(self) -> bool:
+        """Lines are missing from what is shown, so that the ranks are the same as far as one sees."""
+        return any(isinstance(s, Text) and s.omitted_lines for s in self.shown.segments)
+
+
+def groups(snapshot: Snapshot) -> list[Group]:
+    """The snapshot's ranks by what they show, ordered by each group's lowest rank."""
+    found: dict[Hashable, list[RankSnapshot]] = {}
+    for rank in snapshot.ranks:
+        found.setdefault(_identity(rank), []).append(rank)
+    return [Group(tuple(r.rank for r in same), same[0]) for same in found.values()]
+
+
+def _identity(rank: RankSnapshot) -> Hashable:
+    error = rank.error and (rank.error.ename, rank.error.evalue, rank.error.line, tuple(rank.error.traceback))
+    segments = tuple(map(_segment_identity, rank.segments))
+    return rank.verdict, error, rank.death, rank.notices, segments
+
+
+def _segment_identity(segment: Segment) -> Hashable:
+    match segment:
+        case Text():
+            return segment.stream, *segment.parts()
+        case Rich():
+            return _frozen(segment.data), _frozen(segment.metadata)
+
+
+def _frozen(bundle: MimeBundle) -> Hashable:
+    """MIME data as something that can be hashed: strings (images) as they are, the rest as JSON."""
+    return tuple(
+        (mime, value if isinstance(value, str) else (json.dumps(value, sort_keys=True),))
+        for mime, value in sorted(bundle.items())
+    )

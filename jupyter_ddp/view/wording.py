@@ -1,0 +1,117 @@
+"""The words and signs that both the text and the page use.
+
+Owns the verdicts' glyphs and the one-line texts. Never makes HTML, and never passes on a control
+character or a line break of a rank's.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import NamedTuple
+
+from jupyter_ddp.core.record import RankSnapshot, Snapshot, Verdict
+from jupyter_ddp.core.topology import named, ranges
+from jupyter_ddp.view.ansi import strip
+from jupyter_ddp.view.grouping import Group
+
+GLYPHS: dict[Verdict | None, str] = {
+    "ok": "✓",
+    "error": "✗",
+    "interrupted": "◼",
+    "died": "☠",
+    "not-run": "–",
+    "unknown": "?",
+    None: "…",
+}
+WORDS: dict[Verdict | None, str] = {
+    "ok": "ok",
+    "error": "error",
+    "interrupted": "interrupted",
+    "died": "died",
+    "not-run": "not run",
+    "unknown": "no answer",
+    None: "running",
+}
+
+FEW_RANKS = 8
+"""Up to here a strip shows every rank by itself."""
+MANY_CHIPS = 32
+"""Above, it shows one chip for each verdict."""
+MAX_NUMBERS_CHARS = 200
+
+
+class Chip(NamedTuple):
+    """One entry of the strip: "✗2", or "✓0–1" for ranks in a row."""
+
+    verdict: Verdict | None
+    ranks: str
+
+    def __str__(self) -> str:
+        return GLYPHS[self.verdict] + self.ranks
+
+
+def strip_of(snapshot: Snapshot) -> list[Chip]:
+    """Every rank's verdict, in as few chips as can be read."""
+    if len(snapshot.ranks) <= FEW_RANKS:
+        return [Chip(r.verdict, str(r.rank)) for r in snapshot.ranks]
+    runs = groupby(enumerate(snapshot.ranks), lambda at: (at[1].verdict, at[1].rank - at[0]))
+    chips = [_chip(verdict, [r.rank for _, r in run]) for (verdict, _), run in runs]
+    return chips if len(chips) <= MANY_CHIPS else _chip_for_each_verdict(snapshot.ranks)
+
+
+def _chip(verdict: Verdict | None, run: list[int]) -> Chip:
+    return Chip(verdict, f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]))
+
+
+def _chip_for_each_verdict(ranks: list[RankSnapshot]) -> list[Chip]:
+    with_verdict: dict[Verdict | None, list[int]] = {}
+    for r in ranks:
+        with_verdict.setdefault(r.verdict, []).append(r.rank)
+    return [Chip(verdict, numbers(found)) for verdict, found in with_verdict.items()]
+
+
+def numbers(ranks: list[int]) -> str:
+    """The ranks as ranges; of very many ranges the first, and how many ranks there are."""
+    words = ranges(ranks)
+    if len(words) <= MAX_NUMBERS_CHARS:
+        return words
+    return f"{words[:MAX_NUMBERS_CHARS].rpartition(',')[0]},… ({len(ranks):,} ranks)"
+
+
+def title(group: Group) -> str:
+    """A group's heading: "rank 2 · ZeroDivisionError", "ranks 0–3 · identical"."""
+    parts = [named(group.ranks)]
+    if group.shown.error is not None:
+        parts.append(one_line(group.shown.error.ename, 80) or "error")
+    elif group.shown.verdict not in ("ok", None):
+        parts.append(WORDS[group.shown.verdict])
+    if len(group.ranks) > 1:
+        parts.append("identical where shown" if group.has_gap else "identical")
+    return " · ".join(parts)
+
+
+def state(group: Group) -> str:
+    """What to say of a group that shows nothing: "interrupted: blocked by rank 2"."""
+    if group.shown.verdict == "ok":
+        return "no output"
+    why = one_line(group.shown.death)
+    return WORDS[group.shown.verdict] + (f": {why}" if why else "")
+
+
+def cause(group: Group) -> str:
+    """How a group ended that did not end by itself: "☠ rank 2: killed by SIGKILL (line 5)"."""
+    why = one_line(group.shown.death) or WORDS[group.shown.verdict]
+    return f"{GLYPHS[group.shown.verdict]} {named(group.ranks)}: {why}"
+
+
+def gap(lines: int, outputs: int = 0) -> str:
+    """What was left out: "… 1,234 lines not shown"."""
+    counted = [(n, word) for n, word in ((lines, "line"), (outputs, "output")) if n]
+    words = " and ".join(f"{n:,} {word}" + "s" * (n != 1) for n, word in counted)
+    return f"… {words} not shown"
+
+
+def one_line(text: str, max_chars: int = 500) -> str:
+    """A rank's text as one line that does nothing but be read."""
+    line = " ".join(strip(text[: 4 * max_chars]).split())
+    return line if len(line) <= max_chars else line[: max_chars - 1] + "…"

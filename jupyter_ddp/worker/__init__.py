@@ -1,0 +1,1 @@
+"""One rank's process: the shell that runs cells under an initialised process group."""

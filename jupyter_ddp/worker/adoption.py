@@ -1,0 +1,161 @@
+"""Scripts that form and destroy the group themselves, on ranks that have one.
+
+Owns what `dist.init_process_group` and `dist.destroy_process_group` do inside a cell: the first
+adopts the pool's group, the second hides it until the cell ends or the group is asked for again. The
+group itself stays, and with it every model and mesh of earlier cells that refers to it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+from jupyter_ddp.core.topology import ranges
+from jupyter_ddp.worker.group import Group
+
+_real_destroy = dist.destroy_process_group
+_real_init = dist.init_process_group
+
+
+class Adoption:
+    """The two functions, in place of torch's."""
+
+    def __init__(self, group: Group, notice: Callable[[str], None]) -> None:
+        self._group, self._notice = group, notice
+        self._hidden: dist.ProcessGroup | None = None
+        self._told: set[str] = set()
+
+    def install(self) -> None:
+        """Replace torch's functions where user code looks for them."""
+        @functools.wraps(_real_init)
+        def init(*args: Any, **kwargs: Any) -> None:
+            self._init(*args, **kwargs)
+
+        @functools.wraps(_real_destroy)
+        def destroy(group: Any = None) -> None:
+            self._destroy(group)
+
+        for module in (dist, c10d):
+            module.init_process_group = init
+            module.destroy_process_group = destroy
+
+    def _init(self, backend: Any = None, *args: Any, **kwargs: Any) -> None:
+        if self._hidden is None and not dist.is_initialized():
+            _real_init(backend, *args, **kwargs)  # a pool without its group: the user may form one
+            return
+        given = dict(zip(("init_method", "timeout", "world_size", "rank"), args, strict=False)) | kwargs
+        self._check(given.get("world_size", -1), given.get("rank", -1))
+        self.restore()
+        ours, asked = self._group.backend, str(backend or "").lower()
+        if asked and ours not in asked:
+            self._say_once(f"init_process_group: the pool's group is {ours}, not {asked}; the cell uses it")
+        else:
+            self._say_once(f"init_process_group: the cell uses the pool's group ({ours})")
+
+    def _check(self, world_size: int, rank: int) -> None:
+        have = f"this is rank {self._group.rank} of the pool's {self._group.world_size}"
+        if world_size not in (-1, self._group.world_size):
+            raise ValueError(
+                f"init_process_group(world_size={world_size}): {have}; leave world_size out, "
+                f"or make the pool fit with %ddp resize {world_size}"
+            )
+        if rank not in (-1, self._group.rank):
+            raise ValueError(f"init_process_group(rank={rank}): {have}; leave rank out")
+
+    def _destroy(self, group: Any = None) -> None:
+        if group is not None and group is not dist.GroupMember.WORLD:
+            _real_destroy(group)
+            return
+        if not dist.is_initialized():
+            raise ValueError("destroy_process_group: there is no group; it was destroyed in this cell")
+        self._hidden = dist.GroupMember.WORLD
+        c10d._update_default_pg(None)
+
+    def restore(self) -> None:
+        """The pool's group is the default one again: at a cell's end, or when it is asked for."""
+        if self._hidden is not None:
+            hidden, self._hidden = self._hidden, None
+            c10d._update_default_pg(hidden)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._notice(text)
+
+
+class _PartOfTheWorld(dist.ProcessGroup):
+    """Stands for the whole world in a cell on part of it: collectives raise instead of hanging."""
+
+    def __init__(self, rank: int, size: int, members: tuple[int, ...]) -> None:
+        super().__init__(rank, size)
+        self._members = members
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(
+            f"this cell runs on ranks {ranges(self._members, '-')} only, the others would never join: "
+            "pass group=group, the process group of just these ranks"
+        )
+
+
+for _name in (
+    "allreduce",
+    "allreduce_coalesced",
+    "reduce",
+    "broadcast",
+    "allgather",
+    "_allgather_base",
+    "allgather_coalesced",
+    "allgather_into_tensor_coalesced",
+    "gather",
+    "scatter",
+    "reduce_scatter",
+    "_reduce_scatter_base",
+    "reduce_scatter_tensor_coalesced",
+    "alltoall",
+    "alltoall_base",
+    "barrier",
+    "monitored_barrier",
+):
+    setattr(_PartOfTheWorld, _name, _PartOfTheWorld._refuse)
+
+
+class PartialWorlds:
+    """Process groups of the rank sets that cells ran on, each formed once per generation."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._generation = 0
+
+    def group(self, members: tuple[int, ...], generation: int) -> dist.ProcessGroup:
+        """The group of just these ranks; only they take part in forming it."""
+        if generation != self._generation:
+            self._groups.clear()
+            self._generation = generation
+        if members not in self._groups:
+            made = dist.new_group(list(members), use_local_synchronization=True)
+            assert made is not None
+            self._groups[members] = made
+        return self._groups[members]
+
+    @contextmanager
+    def guarded(self, members: tuple[int, ...]) -> Iterator[None]:
+        """Inside, a collective on the whole world raises at once on this rank."""
+        world = dist.GroupMember.WORLD
+        assert world is not None
+        stand_in = _PartOfTheWorld(world.rank(), world.size(), members)
+        state = c10d._world
+        for table in (state.pg_map, state.pg_names, state.pg_group_ranks, state.pg_backend_config):
+            table[stand_in] = table[world]
+        c10d._update_default_pg(stand_in)
+        try:
+            yield
+        finally:
+            if dist.GroupMember.WORLD is stand_in:
+                c10d._update_default_pg(world)
+            for table in (state.pg_map, state.pg_names, state.pg_group_ranks, state.pg_backend_config):
+                table.pop(stand_in, None)

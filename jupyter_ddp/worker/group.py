@@ -1,0 +1,161 @@
+"""The rank's process group: the only place that forms, breaks and re-forms it.
+
+Each generation has its own store client and key prefix. `break_` comes from the control thread while
+the main thread waits inside a collective; everything else is the main thread's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+from jupyter_ddp.core import messages as m
+
+COLLECTIVE_TIMEOUT = timedelta(days=7)
+"""A user at a breakpoint is no fault: waits are bounded by the pool, not by torch."""
+STORE_TIMEOUT = timedelta(seconds=60)
+
+_PEER_GONE = re.compile(
+    r"Connection closed by peer|Connection reset by peer|Broken pipe|Socket closed|"
+    r"gloo/transport/tcp|NCCL communicator was aborted|Software caused connection abort"
+)
+# What has to be set before the first NCCL group: a communicator that fails must not end the process.
+_NCCL_ENVIRON = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_PROPAGATE_ERROR": "0",
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+}
+
+_real_destroy = dist.destroy_process_group
+_real_init = dist.init_process_group
+_real_helper = c10d._new_process_group_helper
+
+
+class Group:
+    """The pool's group on this rank, and what is needed to break it."""
+
+    def __init__(self, surroundings: m.Surroundings) -> None:
+        self._address = (surroundings.master_addr, surroundings.master_port)
+        self._prefix = surroundings.run_id
+        self.generation = 0
+        self.backend: m.Backend = "gloo"
+        self.world_size = 0
+        self.rank = 0
+        self.broken = False
+        """The group was broken under whoever waited in it: it will be formed again."""
+        self._gloo_ports: set[int] = set()
+        for name, value in _NCCL_ENVIRON.items():
+            os.environ.setdefault(name, value)
+        if self._address[0] == "127.0.0.1":
+            # gloo otherwise listens on whatever the host's name resolves to.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        c10d._new_process_group_helper = self._noting_listeners
+
+    # -- forming ---------------------------------------------------------------------------------
+
+    def form(self, order: m.FormGroup) -> float:
+        """Join the group of this generation; seconds it took. Raises what torch raises."""
+        started = time.monotonic()
+        self.leave()
+        self.generation, self.backend = order.generation, order.backend
+        self.rank, self.world_size = order.place.rank, order.place.world_size
+        host, port = self._address
+        client = dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
+        # A generation has its own prefix: on used keys a group would meet those of its predecessor.
+        store = dist.PrefixStore(f"{self._prefix}/{order.generation}", client)
+        device = torch.device(order.place.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        options: dict[str, Any] = {"device_id": device} if order.backend == "nccl" else {}
+        _real_init(
+            order.backend,
+            store=store,
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=COLLECTIVE_TIMEOUT,
+            **options,
+        )
+        self.broken = False
+        return time.monotonic() - started
+
+    def leave(self) -> None:
+        """End the group, if there is one."""
+        if dist.is_initialized():
+            if self.broken and self.backend == "nccl":
+                c10d._abort_process_group()
+            else:
+                _real_destroy()
+        self._gloo_ports.clear()
+
+    def _noting_listeners(self, *args: Any, **kwargs: Any) -> Any:
+        """torch's own way to make any group; gloo opens a listening socket for each."""
+        before = _listening_ports()
+        try:
+            return _real_helper(*args, **kwargs)
+        finally:
+            self._gloo_ports |= _listening_ports() - before
+
+    # -- breaking --------------------------------------------------------------------------------
+
+    def break_(self, generation: int) -> None:
+        """Free whatever waits in this generation's groups or its store. Variables are untouched.
+
+        For gloo by shutting down its connections: those that were accepted on its listening ports
+        (every connection has one such end, and every rank is told). Never a listening socket: gloo
+        aborts the process then.
+        """
+        if generation != self.generation:
+            return
+        self.broken = True
+        if self.backend == "nccl":
+            c10d._abort_process_group()
+        for fd in _socket_fds():
+            with contextlib.suppress(OSError):
+                self._shut_down(fd)
+
+    def _shut_down(self, fd: int) -> None:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            if sock.family not in (socket.AF_INET, socket.AF_INET6) or _listens(sock):
+                return
+            accepted = sock.getsockname()[1] in self._gloo_ports
+            # A rank that waits in the store (new_group, store.get) is freed by ending its client.
+            if accepted or tuple(sock.getpeername()[:2]) == self._address:
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def blames_peer(self, error: BaseException) -> bool:
+        """The exception says that the group is gone, not that this rank did something wrong."""
+        if not isinstance(error, RuntimeError):
+            return False
+        return self.broken or _PEER_GONE.search(str(error)) is not None
+
+
+def _socket_fds() -> Iterator[int]:
+    for entry in list(os.scandir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if os.readlink(entry.path).startswith("socket:"):
+                yield int(entry.name)
+
+
+def _listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _listening_ports() -> set[int]:
+    ports: set[int] = set()
+    for fd in _socket_fds():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+            if sock.family in (socket.AF_INET, socket.AF_INET6) and _listens(sock):
+                ports.add(sock.getsockname()[1])
+    return ports

@@ -1,0 +1,61 @@
+"""When SIGINT may raise in a rank: while a cell's code runs, and never inside our own link.
+
+Owns the rank's SIGINT handler. A signal that comes at another moment is kept or dropped, so it can
+neither end the rank nor tear a message in two.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class InterruptGate:
+    """Used by the main thread alone, where Python runs its signal handlers."""
+
+    def __init__(self) -> None:
+        self._open = False
+        self._kept = False
+        self._shields = 0
+        self.count = 0
+        """Signals that came while a cell's code ran; reset when a cell begins."""
+
+    def install(self) -> None:
+        """Take SIGINT (again: a cell may have set a handler of its own)."""
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._open:
+            return
+        self.count += 1
+        if self._shields:
+            self._kept = True
+        else:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The cell's code runs inside: a signal raises KeyboardInterrupt there."""
+        self._kept, self.count = False, 0
+        self.install()
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+
+    def close(self) -> None:
+        """Also where a signal hit the very end of `opened`."""
+        self._open = False
+
+    def shield(self) -> None:
+        """From here to `unshield` a signal is kept. Plain calls: this is on the path of every print."""
+        self._shields += 1
+
+    def unshield(self) -> None:
+        self._shields -= 1
+        if self._kept and not self._shields and self._open:
+            self._kept = False
+            raise KeyboardInterrupt

@@ -1,0 +1,209 @@
+"""A rank's life: begin, form the group, run cells until told to end."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import faulthandler
+import mmap
+import os
+import random
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import assert_never
+
+import torch
+import torch.distributed as dist
+
+from jupyter_ddp.core import codec
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.journal import PAGE_BYTES, Journal
+from jupyter_ddp.worker.adoption import Adoption, PartialWorlds
+from jupyter_ddp.worker.control import ControlThread
+from jupyter_ddp.worker.group import Group
+from jupyter_ddp.worker.interrupts import InterruptGate
+from jupyter_ddp.worker.outbox import Outbox
+from jupyter_ddp.worker.shell import RankShell
+from jupyter_ddp.worker.streams import Streams
+from jupyter_ddp.worker.surroundings import apply_surroundings, torchrun_environ
+
+_PR_SET_PDEATHSIG = 1
+
+
+def begin(cells_fd: int, control_fd: int, page_fd: int, agent_pid: int) -> None:
+    """The entry of a freshly forked rank, with its ends of the agent's sockets and the shared page."""
+    gate = InterruptGate()
+    gate.install()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.enable(file=2)
+    _end_with(agent_pid)
+    journal = Journal(memoryview(mmap.mmap(page_fd, PAGE_BYTES)))
+    os.close(page_fd)
+    cells = socket.socket(fileno=cells_fd)
+    control = socket.socket(fileno=control_fd)
+    orders = _orders(cells)
+    first = next(orders)
+    assert isinstance(first, m.BeginWorker)
+    worker = Worker(first, Outbox(cells, journal, gate), journal, gate, control)
+    worker.serve(orders)
+
+
+def _end_with(agent_pid: int) -> None:
+    """Be killed when the agent ends, also while C code holds the GIL.
+
+    The signal follows the parent: so first wait to be the agent's child, which happens when the
+    short-lived process between it and us has ended.
+    """
+    deadline = time.monotonic() + 10
+    while os.getppid() != agent_pid:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the node agent did not become this rank's parent")
+        select.select([], [], [], 0.0005)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != agent_pid:
+        os._exit(1)
+
+
+def _orders(cells: socket.socket) -> Iterator[m.NodeToRank]:
+    """What the agent says, until it closes its end."""
+    reader = codec.FrameReader()
+    while data := cells.recv(1024 * 1024):
+        for body in reader.feed(data):
+            yield codec.decode(codec.to_rank, body)
+
+
+class Worker:
+    """One rank: its shell, its group, and the loop that serves the agent."""
+
+    def __init__(
+        self,
+        begin: m.BeginWorker,
+        outbox: Outbox,
+        journal: Journal,
+        gate: InterruptGate,
+        control: socket.socket,
+    ) -> None:
+        self._outbox, self._gate = outbox, gate
+        self._surroundings = begin.surroundings
+        outbox.rank = begin.place.rank
+        apply_surroundings(begin.surroundings, begin.place)
+        self._streams = Streams(outbox)
+        self._streams.install()
+        self._group = Group(begin.surroundings)
+        self._adoption = Adoption(self._group, lambda text: outbox.say(m.Notice, text=text))
+        self._adoption.install()
+        self._partial = PartialWorlds()
+        self._shell = RankShell(outbox)
+        self._control = ControlThread(control, outbox, journal, self._group, self._shell.is_cell_file)
+        self._seed(begin.surroundings.seed + begin.place.rank)
+        self._introduce(begin.place)
+        os.register_at_fork(after_in_child=self._after_fork)
+        outbox.say(m.WorkerConnected, pid=os.getpid())
+
+    def _seed(self, seed: int) -> None:
+        """Forked ranks have the same generators' states: give each its own."""
+        torch.manual_seed(seed)
+        random.seed()
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()
+
+    def _introduce(self, place: m.WorkerPlace) -> None:
+        """The names that every rank has."""
+        self._shell.user_ns.update(
+            rank=place.rank,
+            local_rank=place.local_rank,
+            world_size=place.world_size,
+            device=torch.device(place.device),
+            torch=torch,
+            dist=dist,
+        )
+
+    def _after_fork(self) -> None:
+        self._outbox.after_fork()
+        self._control.close_in_fork()
+
+    def serve(self, orders: Iterator[m.NodeToRank]) -> None:
+        for order in orders:
+            match order:
+                case m.FormGroup():
+                    self._form(order)
+                case m.RunCell():
+                    self._run(order)
+                case m.EndWorker():
+                    break
+                case m.BreakGroup() | m.BeginWorker():
+                    pass  # the one comes to the control thread, the other only once
+                case _:
+                    assert_never(order)
+        atexit._run_exitfuncs()
+        self._outbox.flush()
+
+    def _form(self, order: m.FormGroup) -> None:
+        self._outbox.generation = order.generation
+        self._adoption.restore()
+        if order.place.world_size != self._group.world_size:
+            os.environ.update(torchrun_environ(self._surroundings, order.place))
+            self._introduce(order.place)
+        try:
+            seconds = self._group.form(order)
+        except Exception as error:  # noqa: BLE001  # whatever torch raises is the reason, and is reported
+            self._outbox.say(m.GroupFailed, reason=f"{type(error).__name__}: {error}")
+        else:
+            self._outbox.say(m.GroupFormed, seconds=seconds)
+
+    def _run(self, order: m.RunCell) -> None:
+        self._outbox.cell = order.cell
+        self._streams.install()
+        self._control.watch(True)
+        started = time.monotonic()
+        verdict, error = self._run_guarded(order)
+        duration_s = time.monotonic() - started
+        self._control.watch(False)
+        self._adoption.restore()
+        self._streams.install()
+        self._streams.flush_c()
+        self._outbox.say(
+            m.CellFinished,
+            verdict=verdict,
+            duration_s=duration_s,
+            group_broken=self._group.broken,
+            error=error,
+        )
+
+    def _run_guarded(self, order: m.RunCell) -> tuple[str, m.CellError | None]:
+        error: m.CellError | None = None
+        try:
+            with self._gate.opened():
+                error = self._run_members(order)
+        except KeyboardInterrupt:
+            self._gate.close()
+            return "interrupted", None
+        if error is None:
+            return "ok", None
+        if error.ename == "SystemExit":
+            return self._exited(error)
+        raised = self._shell.raised
+        if raised is not None and self._group.blames_peer(raised):
+            self._group.broken = True
+            return "interrupted", error
+        return "error", error
+
+    def _run_members(self, order: m.RunCell) -> m.CellError | None:
+        if not order.members or not dist.is_initialized():
+            return self._shell.run(order)
+        group = self._partial.group(order.members, self._group.generation)
+        self._shell.user_ns["group"] = group
+        with self._partial.guarded(order.members):
+            return self._shell.run(order)
+
+    def _exited(self, error: m.CellError) -> tuple[str, m.CellError | None]:
+        """sys.exit() in a cell ends the cell. Code 0 or none is a good end, as for a script."""
+        if error.evalue in ("", "0", "None"):
+            self._outbox.say(m.Notice, text="sys.exit(): the cell ended there; the rank lives on")
+            return "ok", None
+        words = m.CellError(f"sys.exit({error.evalue})", "", error.line, [])
+        return "error", words

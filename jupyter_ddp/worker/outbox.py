@@ -1,0 +1,141 @@
+"""Everything a rank says, on one ordered socket; what it prints waits in the shared page first.
+
+Owns the rank's end of the socket to its agent and the rank's sequence numbers. Output is sent by the
+thread that printed it, or by the control thread 20 ms later; what was not sent when the process is
+killed is still in the page, where the agent reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any
+
+from jupyter_ddp.core import codec
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.journal import Journal
+from jupyter_ddp.worker.interrupts import InterruptGate
+
+FLUSH_INTERVAL_S = 0.02
+_PIECE_BYTES = 1024 * 1024
+
+
+class Outbox:
+    """Says things for a rank. Safe from any thread."""
+
+    def __init__(self, link: socket.socket, journal: Journal, gate: InterruptGate) -> None:
+        self._link, self._journal, self._gate = link, journal, gate
+        self._lock = threading.RLock()
+        self._main = get_ident()
+        self._seq = 0
+        self._last_flush = 0.0
+        self._armed = False
+        self._forked = False
+        self.rank = 0
+        self.generation = 0
+        self.cell = m.NO_CELL
+        self.wake: Callable[[], None] = lambda: None
+        """Asks the control thread to call `flush` in FLUSH_INTERVAL_S."""
+
+    # -- output ----------------------------------------------------------------------------------
+
+    def write(self, stream: m.Stream, data: bytes) -> None:
+        """Bytes for sys.stdout or sys.stderr."""
+        if self._forked:
+            os.write(1 if stream == "stdout" else 2, data)
+            return
+        mine = get_ident() == self._main
+        if mine:
+            self._gate.shield()
+        try:
+            with self._lock:
+                self._keep(stream, data)
+                now = time.monotonic()
+                if now - self._last_flush > FLUSH_INTERVAL_S:
+                    self._send_waiting(now)
+                elif not self._armed:
+                    self._armed = True
+                    self.wake()
+        finally:
+            if mine:
+                self._gate.unshield()
+
+    def _keep(self, stream: m.Stream, data: bytes) -> None:
+        journal = self._journal
+        if stream != journal.stream or self.cell != journal.cell or self.generation != journal.generation:
+            self._send_waiting(self._last_flush)
+            journal.begin(stream, self.generation, self.cell)
+        if journal.append(data):
+            return
+        self._send_waiting(self._last_flush)
+        if journal.append(data):
+            return
+        for at in range(0, len(data), _PIECE_BYTES):
+            piece = data[at : at + _PIECE_BYTES]
+            self._send(m.Output, stream=stream, offset=journal.offset, data=piece)
+            journal.mark_sent(extra_bytes=len(piece))
+
+    def flush(self) -> None:
+        """Send what waits in the page."""
+        if self._forked:
+            return
+        with self._lock:
+            self._armed = False
+            self._send_waiting(time.monotonic())
+
+    def _send_waiting(self, now: float) -> None:
+        journal = self._journal
+        data = journal.waiting()
+        if data:
+            # The page may still hold the cell before: it says itself where its bytes belong.
+            self._send_as(
+                m.Output,
+                journal.generation,
+                journal.cell,
+                stream=journal.stream,
+                offset=journal.offset,
+                data=data,
+            )
+            journal.mark_sent()
+        self._last_flush = now
+
+    # -- messages --------------------------------------------------------------------------------
+
+    def say(self, kind: type[m.FromRank], **fields: Any) -> None:
+        """Send a message of this kind, behind all output so far. ValueError: it is too large."""
+        if self._forked:
+            return
+        mine = get_ident() == self._main
+        if mine:
+            self._gate.shield()
+        try:
+            with self._lock:
+                self._send_waiting(time.monotonic())
+                self._send(kind, **fields)
+        finally:
+            if mine:
+                self._gate.unshield()
+
+    def _send(self, kind: type[m.FromRank], **fields: Any) -> None:
+        self._send_as(kind, self.generation, self.cell, **fields)
+
+    def _send_as(self, kind: type[m.FromRank], generation: int, cell: int, **fields: Any) -> None:
+        frame = codec.encode(
+            kind(rank=self.rank, generation=generation, cell=cell, seq=self._seq, **fields)
+        )
+        try:
+            self._link.sendall(frame)
+        except ConnectionError:
+            os._exit(1)  # the agent is gone, and nobody is left to serve
+        self._seq += 1
+
+    # -- forks -----------------------------------------------------------------------------------
+
+    def after_fork(self) -> None:
+        """In a process that the user's code forked: it prints through fd 1 and 2, and says nothing."""
+        self._forked = True
+        self._link.close()

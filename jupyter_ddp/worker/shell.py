@@ -1,0 +1,245 @@
+"""IPython in a rank: runs a cell's source and turns what it shows into messages.
+
+Owns the user's variables. The notebook kernel has transformed the source; here it is only run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import builtins
+import inspect
+import json
+import subprocess
+import sys
+import types
+from typing import Any, NoReturn
+
+from IPython.core.compilerop import CachingCompiler
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets import Any as AnyTrait
+from traitlets import Type
+
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.worker.outbox import Outbox
+from jupyter_ddp.worker.tracebacks import user_traceback
+
+
+class RankDisplayHook(DisplayHook):
+    """The value of a cell's last expression."""
+
+    def __call__(self, result: Any = None) -> None:
+        # As DisplayHook does, without the prompt that it writes to stdout.
+        self.check_for_underscore()
+        if result is None or self.quiet():
+            return
+        data, metadata = self.compute_format_data(result)
+        self.update_user_ns(result)
+        self.fill_exec_result(result)
+        if data:
+            self.shell.say_display(data, metadata, result=True)
+        self.flush()
+
+    def quiet(self) -> bool:
+        return self.semicolon_at_end_of_expression(self.shell.current_source)
+
+
+class RankDisplayPublisher(DisplayPublisher):
+    """`display()`, figures and `clear_output()`."""
+
+    def publish(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        source: Any = None,
+        *,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+        **_: Any,
+    ) -> None:
+        display_id = str((transient or {}).get("display_id", ""))
+        self.shell.say_display(data, metadata or {}, display_id=display_id, update=update)
+
+    def clear_output(self, wait: bool = False) -> None:
+        self.shell.outbox.say(m.ClearOutput, wait=wait)
+
+
+class RankShell(InteractiveShell):
+    """A shell without a terminal and without history, whose namespace is `__main__`."""
+
+    displayhook_class = Type(RankDisplayHook)
+    display_pub_class = Type(RankDisplayPublisher)
+    outbox: Outbox = AnyTrait()
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.current_source = ""
+        self._failure: m.CellError | None = None
+        self.raised: BaseException | None = None
+        """What ended the last cell; let go when the next one begins."""
+        main = types.ModuleType("__main__")
+        main.__dict__["__builtins__"] = builtins
+        sys.modules["__main__"] = main
+        super().__init__(outbox=outbox, user_module=main)
+        InteractiveShell._instance = type(self)._instance = self
+        self.loop = asyncio.new_event_loop()
+        builtins.input = _no_input
+        inspect.getfile = _getfile_of_cells(inspect.getfile)
+
+    # -- parts of IPython that a rank has no use for ---------------------------------------------
+
+    def init_history(self) -> None:
+        super().init_history()
+        self.history_manager.enabled = False
+
+    def init_sys_modules(self) -> None:
+        """`__main__` is the user's module already."""
+
+    def init_logger(self) -> None:
+        super().init_logger()
+        self.logger.log_active = False
+
+    def ask_exit(self) -> NoReturn:
+        """`exit()` and `quit()` end the cell, as sys.exit() does; the rank lives on."""
+        raise SystemExit(0)
+
+    def enable_gui(self, gui: Any = None) -> None:
+        """A rank has no event loop of a window system."""
+
+    def system(self, cmd: str) -> None:
+        """`!command`: its output goes to fd 1 and 2, in order with what the cell prints."""
+        self.outbox.flush()
+        command = self.var_expand(cmd, depth=1)
+        with subprocess.Popen(command, shell=True, stdin=subprocess.DEVNULL) as process:
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:
+                process.terminate()
+                raise
+        self.outbox.say(m.DrainPipes)
+        self.user_ns["_exit_code"] = status
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def run(self, order: m.RunCell) -> m.CellError | None:
+        """Run a cell; give what it raised, if anything. KeyboardInterrupt is raised through."""
+        self.current_source, self._failure, self.raised = order.source, None, None
+        self.execution_count = order.count or order.cell
+        self.forget_last_error()
+        coroutine = self.run_cell_async(
+            order.source,
+            store_history=False,
+            silent=False,
+            transformed_cell=order.source,
+        )
+        result = self.loop.run_until_complete(coroutine) if order.awaits else _run_to_end(coroutine)
+        self.events.trigger("post_execute")
+        self.events.trigger("post_run_cell", result)
+        error = result.error_before_exec or result.error_in_exec
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        if error is None:
+            return self._failure
+        if self._failure is None:
+            self._note_error(type(error), error, error.__traceback__)
+        return self._failure
+
+    def forget_last_error(self) -> None:
+        """A traceback holds every tensor of its frames: the failed cell's go when the next begins."""
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            if hasattr(sys, name):
+                delattr(sys, name)
+        self.raised = None
+        self.last_execution_result = None
+        self.last_execution_succeeded = True
+
+    def showtraceback(self, exc_tuple: Any = None, *_: Any, **__: Any) -> None:
+        kind, error, tb = exc_tuple or sys.exc_info()
+        if error is not None:
+            self._note_error(kind, error, tb)
+
+    def showsyntaxerror(self, filename: Any = None, running_compiled_code: bool = False) -> None:
+        self.showtraceback()
+
+    def show_usage_error(self, exc: BaseException) -> None:
+        self._note_error(type(exc), exc, None)
+
+    def _note_error(self, kind: Any, error: BaseException, tb: types.TracebackType | None) -> None:
+        self.raised = error
+        sys.last_type, sys.last_value, sys.last_traceback = kind, error, tb
+        with user_traceback(error, tb, self.is_cell_file) as (shown, line):
+            try:
+                lines = self.InteractiveTB.structured_traceback(kind, error, shown, tb_offset=0)
+            except Exception as broken:  # noqa: BLE001  # the user's own __str__ or __repr__ may raise anything
+                lines = [f"{kind.__name__} (its text could not be made: {type(broken).__name__})"]
+        self._failure = m.CellError(kind.__name__, _text_of(error), line, [str(text) for text in lines])
+
+    def is_cell_file(self, filename: str) -> bool:
+        """The name that a cell's code was compiled under."""
+        return filename in self.compile._filename_map or filename.startswith("<ipython-input-")
+
+    # -- showing ---------------------------------------------------------------------------------
+
+    def say_display(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any],
+        *,
+        display_id: str = "",
+        update: bool = False,
+        result: bool = False,
+    ) -> None:
+        self.outbox.say(
+            m.Display,
+            data=_json(data),
+            metadata=_json(metadata),
+            display_id=display_id,
+            update=update,
+            result=result,
+        )
+
+
+def _run_to_end(coroutine: Any) -> Any:
+    """Run a coroutine that waits for nothing (IPython's for a cell without await): no event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    coroutine.close()
+    raise RuntimeError("a cell without await waited for something")
+
+
+def _json(bundle: dict[str, Any]) -> str:
+    return json.dumps(bundle, default=_encodable)
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return repr(value)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001  # the user's own __str__ may raise anything
+        return f"(its text could not be made: {type(broken).__name__})"
+
+
+def _no_input(prompt: object = "") -> NoReturn:
+    raise RuntimeError("input() has nobody to ask on a rank: ask in the notebook, and use the answer here")
+
+
+def _getfile_of_cells(real: Any) -> Any:
+    """`inspect.getfile` for a class from a cell: where its methods are, since `__main__` is no file."""
+
+    def getfile(thing: Any) -> str:
+        if isinstance(thing, type) and thing.__module__ == "__main__":
+            for member in vars(thing).values():
+                code = getattr(inspect.unwrap(member) if callable(member) else member, "__code__", None)
+                if isinstance(code, types.CodeType):
+                    return code.co_filename
+        return str(real(thing))
+
+    return getfile

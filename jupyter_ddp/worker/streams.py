@@ -1,0 +1,79 @@
+"""sys.stdout and sys.stderr of a rank, and the C library's buffers behind fd 1."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import sys
+
+from typing import Any, TextIO
+
+from jupyter_ddp.core.messages import Stream
+from jupyter_ddp.worker.outbox import Outbox
+
+_IOLBF = 1
+_FDS = {"stdout": 1, "stderr": 2}
+
+
+class _RawStream(io.RawIOBase):
+    """Takes bytes for the outbox. `fileno` is the real descriptor, for subprocesses."""
+
+    def __init__(self, stream: Stream, outbox: Outbox) -> None:
+        self._stream, self._outbox = stream, outbox
+
+    @property
+    def name(self) -> str:
+        return f"<{self._stream}>"
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return _FDS[self._stream]
+
+    def isatty(self) -> bool:
+        return False
+
+    def write(self, data: Any) -> int:
+        piece = bytes(data)
+        self._outbox.write(self._stream, piece)
+        return len(piece)
+
+    def close(self) -> None:
+        """A cell that closes sys.stdout closes nothing of ours."""
+
+
+class Streams:
+    """The rank's own two streams, put back before each cell."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._libc = ctypes.CDLL(None)
+        for name in ("stdout", "stderr"):
+            # C code's lines arrive while the cell runs, not when its buffer is full.
+            self._libc.setvbuf(ctypes.c_void_p.in_dll(self._libc, name), None, _IOLBF, 0)
+        self._make()
+
+    def _make(self) -> None:
+        self.stdout = self._open("stdout")
+        self.stderr = self._open("stderr")
+
+    def _open(self, stream: Stream) -> TextIO:
+        # write_through: each write goes to the outbox at once. backslashreplace: what cannot be
+        # encoded (a lone surrogate) is shown, as on Python's own stderr, and stops no cell.
+        return io.TextIOWrapper(
+            _RawStream(stream, self._outbox),  # type: ignore[arg-type]  # raw serves as the buffer: no second copy
+            encoding="utf-8",
+            errors="backslashreplace",
+            newline="\n",
+            write_through=True,
+        )
+
+    def install(self) -> None:
+        if self.stdout.closed or self.stderr.closed:
+            self._make()
+        sys.stdout, sys.stderr = self.stdout, self.stderr
+
+    def flush_c(self) -> None:
+        """What C code has printed and its library still holds goes to fd 1 and 2."""
+        self._libc.fflush(None)

@@ -1,0 +1,69 @@
+"""The part of a traceback that is the user's: their frames, and the one that raised."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+@contextmanager
+def user_traceback(
+    error: BaseException, tb: TracebackType | None, is_cell_file: Callable[[str], bool]
+) -> Iterator[tuple[TracebackType | None, int]]:
+    """(the user's frames of `error`, the cell's line of the innermost of them; 0 if none).
+
+    Inside, the exceptions that led to this one show their users' frames too; afterwards each has its
+    own traceback again, as a debugger wants it.
+    """
+    kept: list[tuple[BaseException, TracebackType | None]] = []
+    for cause in _chain(error):
+        kept.append((cause, cause.__traceback__))
+        cause.__traceback__ = _trim(cause.__traceback__, is_cell_file)
+    try:
+        yield _trim(tb, is_cell_file), _line(tb, is_cell_file)
+    finally:
+        for cause, whole in kept:
+            cause.__traceback__ = whole
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen = {id(error)}
+    following = error.__cause__ or error.__context__
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+def _frames(tb: TracebackType | None) -> list[TracebackType]:
+    frames: list[TracebackType] = []
+    while tb is not None:
+        frames.append(tb)
+        tb = tb.tb_next
+    return frames
+
+
+def _trim(tb: TracebackType | None, is_cell_file: Callable[[str], bool]) -> TracebackType | None:
+    frames = _frames(tb)
+    first = next((i for i, f in enumerate(frames) if _is_users(f, is_cell_file)), len(frames) - 1)
+    shown = [f for f in frames[first:] if _is_users(f, is_cell_file)]
+    if frames and (not shown or shown[-1] is not frames[-1]):
+        shown.append(frames[-1])
+    trimmed: TracebackType | None = None
+    for f in reversed(shown):
+        trimmed = TracebackType(trimmed, f.tb_frame, f.tb_lasti, f.tb_lineno)
+    return trimmed
+
+
+def _is_users(frame: TracebackType, is_cell_file: Callable[[str], bool]) -> bool:
+    filename = frame.tb_frame.f_code.co_filename
+    return is_cell_file(filename) or not (filename.startswith(_LIBRARIES) or filename.startswith("<"))
+
+
+def _line(tb: TracebackType | None, is_cell_file: Callable[[str], bool]) -> int:
+    lines = [f.tb_lineno for f in _frames(tb) if is_cell_file(f.tb_frame.f_code.co_filename)]
+    return lines[-1] if lines else 0

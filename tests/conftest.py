@@ -1,0 +1,144 @@
+"""What all tests share: kinds and their markers, what is skipped and why, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import psutil
+import pytest
+
+TESTS = Path(__file__).parent
+STARTING_PROCESSES = {"integration", "fault", "browser", "notebook", "gpu", "benchmarks"}
+"""Kinds of test that carry the marker `processes` without saying so."""
+
+LEFT_TIMEOUT_S = 5.0
+"""How long a process or thread that a test has told to end may take to do so."""
+
+# Threads of other people's libraries that live as long as the process, by design.
+LASTING_THREADS = ("IPythonHistorySavingThread", "tqdm_monitor")
+
+hypothesis.settings.register_profile("short", max_examples=60, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("long", max_examples=3000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("short")
+
+
+# --- which tests run ------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also run the tests marked `slow`")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        kind = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        if kind in STARTING_PROCESSES:
+            item.add_marker("processes")
+        if kind == "gpu":
+            item.add_marker("gpu")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for program in marker.args:
+            if not _installed(program):
+                pytest.skip(f"{program} is not installed; `.ci/debian-packages` as root installs it")
+    if item.get_closest_marker("slow") and not item.config.getoption("--all"):
+        pytest.skip("slow: `make test-all` runs it")
+    if item.get_closest_marker("gpu") and not any(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("no NVIDIA GPU")
+
+
+def _installed(program: str) -> bool:
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin") is not None
+
+
+# --- nothing is left ------------------------------------------------------------------------------
+
+
+class Leftovers:
+    """The children, threads and descriptors of this process at one moment, to compare with later."""
+
+    def __init__(self) -> None:
+        self.children = {p.pid for p in psutil.Process().children(recursive=True)}
+        self.threads = set(threading.enumerate())
+        self.descriptors = _descriptors()
+
+    def since(self) -> list[str]:
+        """What is there now beyond what was there then, in words.
+
+        Numbers count, not identities: a pool that several tests share may replace a rank. What has
+        been told to end is given LEFT_TIMEOUT_S to do so.
+        """
+        return [*self._children_left(), *self._threads_left(), *self._descriptors_left()]
+
+    def _children_left(self) -> list[str]:
+        now = psutil.Process().children(recursive=True)
+        if len(now) <= len(self.children):
+            return []
+        _, left = psutil.wait_procs([p for p in now if p.pid not in self.children], LEFT_TIMEOUT_S)
+        now = psutil.Process().children(recursive=True)
+        return [f"process {_words(p)}" for p in left if len(now) > len(self.children)]
+
+    def _threads_left(self) -> list[str]:
+        new = [t for t in threading.enumerate() if t not in self.threads and t.name not in LASTING_THREADS]
+        gone = [t for t in self.threads if not t.is_alive()]
+        if len(new) <= len(gone):
+            return []
+        for thread in new:
+            thread.join(LEFT_TIMEOUT_S / len(new))
+        left = [t for t in new if t.is_alive()]
+        return [f"thread {t.name}" for t in left if len(left) > len(gone)]
+
+    def _descriptors_left(self) -> list[str]:
+        now = _descriptors()
+        if len(now) > len(self.descriptors):
+            gc.collect()  # a socket in a reference cycle is closed by the collector
+            now = _descriptors()
+        if len(now) <= len(self.descriptors):
+            return []
+        return [f"descriptor {fd} → {to}" for fd, to in now.items() if self.descriptors.get(fd) != to]
+
+
+def _words(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid} ({process.status()}): {' '.join(process.cmdline())[:200] or process.name()}"
+    except psutil.Error:
+        return str(process.pid)
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - as cheap as can be: it runs around every test
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - as above
+        except FileNotFoundError:
+            pass  # the descriptor of the listing itself
+    return found
+
+
+def _check(before: Leftovers, whom: str) -> None:
+    if left := before.since():
+        pytest.fail(f"left behind by {whom}:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _module_leaves_nothing() -> Iterator[None]:
+    """Set up before the module's own fixtures and torn down after them: a shared pool must be gone."""
+    before = Leftovers()
+    yield
+    _check(before, "the fixtures of this module")
+
+
+@pytest.fixture(autouse=True)
+def _test_leaves_nothing(_module_leaves_nothing: None) -> Iterator[None]:
+    """Set up after the module's fixtures that the test uses, so a shared pool is in the baseline."""
+    before = Leftovers()
+    yield
+    _check(before, "this test")
