@@ -66,7 +66,7 @@ class Leftovers:
     """The children, threads and descriptors of this process at one moment, to compare with later."""
 
     def __init__(self) -> None:
-        self.children = {p.pid for p in psutil.Process().children(recursive=True)}
+        self.children = set(_descendants(os.getpid()))
         self.threads = set(threading.enumerate())
         self.descriptors = _descriptors()
 
@@ -79,12 +79,12 @@ class Leftovers:
         return [*self._children_left(), *self._threads_left(), *self._descriptors_left()]
 
     def _children_left(self) -> list[str]:
-        now = psutil.Process().children(recursive=True)
-        if len(now) <= len(self.children):
+        if len(_descendants(os.getpid())) <= len(self.children):
             return []
-        _, left = psutil.wait_procs([p for p in now if p.pid not in self.children], LEFT_TIMEOUT_S)
         now = psutil.Process().children(recursive=True)
-        return [f"process {_words(p)}" for p in left if len(now) > len(self.children)]
+        _, left = psutil.wait_procs([p for p in now if p.pid not in self.children], LEFT_TIMEOUT_S)
+        excess = len(_descendants(os.getpid())) > len(self.children)
+        return [f"process {_words(p)}" for p in left if excess]
 
     def _threads_left(self) -> list[str]:
         new = [t for t in threading.enumerate() if t not in self.threads and t.name not in LASTING_THREADS]
@@ -106,6 +106,26 @@ class Leftovers:
         return [f"descriptor {fd} → {to}" for fd, to in now.items() if self.descriptors.get(fd) != to]
 
 
+def _descendants(pid: int) -> list[int]:
+    """As psutil's children(recursive=True), which reads all of /proc: too slow around each test."""
+    found: list[int] = []
+    for task in _listing(f"/proc/{pid}/task"):
+        try:
+            children = Path(f"/proc/{pid}/task/{task}/children").read_text()
+        except OSError:
+            continue  # the thread, or the process, has ended
+        for child in map(int, children.split()):
+            found += [child, *_descendants(child)]
+    return found
+
+
+def _listing(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - names are all it takes
+    except OSError:
+        return []
+
+
 def _words(process: psutil.Process) -> str:
     try:
         return f"{process.pid} ({process.status()}): {' '.join(process.cmdline())[:200] or process.name()}"
@@ -115,9 +135,9 @@ def _words(process: psutil.Process) -> str:
 
 def _descriptors() -> dict[int, str]:
     found = {}
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - as cheap as can be: it runs around every test
+    for name in _listing("/proc/self/fd"):
         try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - as above
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - the name as it is
         except FileNotFoundError:
             pass  # the descriptor of the listing itself
     return found

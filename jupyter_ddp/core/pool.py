@@ -207,6 +207,7 @@ class Pool:
         self.ranks: dict[int, RankState] = {}
         self.plan: Plan | None = None
         self._cell: _RunningCell | None = None
+        self._next: CellRequested | None = None  # waits for the group that is being formed
         self._deadline: float | None = None
         self._failure = ""  # why a start is being undone
         self._kill_sent = False
@@ -277,6 +278,12 @@ class Pool:
         """Come to rest in a phase in which nothing is waited for."""
         self.phase, self._deadline = phase, None
 
+    def _ready(self) -> list[Effect]:
+        """Come to rest with ranks that take cells, and take the one that waits."""
+        self._rest(Phase.READY)
+        waiting, self._next = self._next, None
+        return self._run(waiting) if waiting else []
+
     # -- starting --------------------------------------------------------------------------------
 
     def _start(self, event: StartRequested, now: float) -> list[Effect]:
@@ -319,8 +326,8 @@ class Pool:
             return []
         started = self.phase is Phase.STARTING
         self._before_resize = None
-        self._rest(Phase.READY)
-        return [StartFinished()] if started else []
+        ready = self._ready()
+        return [StartFinished(), *ready] if started else ready
 
     def _group_failed(self, event: m.GroupFailed, now: float) -> list[Effect]:
         if event.generation != self.generation:
@@ -329,8 +336,7 @@ class Pool:
         if self.phase is Phase.STARTING:
             return self._undo_start(why, now)
         if self.phase is Phase.FORMING:
-            self._rest(Phase.READY)
-            return [Announced(f"{why}; %ddp restart starts anew")]
+            return [Announced(f"{why}; %ddp restart starts anew"), *self._ready()]
         return []
 
     def _preload_failed(self, event: m.PreloadFailed) -> list[Effect]:
@@ -352,6 +358,9 @@ class Pool:
     # -- cells -----------------------------------------------------------------------------------
 
     def _run(self, event: CellRequested) -> list[Effect]:
+        if self.phase is Phase.FORMING and self._next is None:
+            self._next = event
+            return []
         if refusal := self._refusal(event.targets):
             return [CellRefused(event.cell, refusal)]
         self.phase, self._cell = Phase.RUNNING, _RunningCell(event.cell, event.targets)
@@ -362,8 +371,10 @@ class Pool:
     def _refusal(self, targets: Iterable[int]) -> str:
         if self.phase is Phase.RUNNING:
             return "busy: another cell runs on the pool; wait for it, or stop it with %ddp interrupt"
+        if self.phase is Phase.STOPPED:
+            return "there is no pool; %ddp start -n 4 starts one"
         if self.phase is not Phase.READY:
-            return f"the pool is {self.phase.value}; %ddp start -n 4 starts one"
+            return f"the pool is {self.phase.value}; run the cell again when it is ready (%ddp status)"
         if unknown := [r for r in targets if r not in self.ranks]:
             return f"the pool has no {named(unknown, '-')}; it has 0-{self.world_size - 1}"
         if not (gone := [r for r in targets if not self.ranks[r].alive]):
@@ -482,9 +493,8 @@ class Pool:
             return [] if self.alive else self._stopped()
         if self._cell is not None:
             return self._died_in_cell(self._cell, event, now)
-        if self.phase is Phase.FORMING:
-            self._rest(Phase.READY)
-        return [Announced(f"rank {event.rank} died: {describe_exit(event)}")]
+        died = Announced(f"rank {event.rank} died: {describe_exit(event)}")
+        return [died, *self._ready()] if self.phase is Phase.FORMING else [died]
 
     def _died_in_cell(self, cell: _RunningCell, event: m.WorkerExited, now: float) -> list[Effect]:
         if event.rank in cell.waiting:
@@ -507,11 +517,13 @@ class Pool:
 
     def _give_up_cell(self, verdict: Verdict, why: str) -> list[Effect]:
         cell, self._cell = self._cell, None
-        if cell is None:
-            return []
-        for rank in sorted(cell.waiting):
-            cell.end(rank, verdict, why)
-        return [cell.ended()]
+        waiting, self._next = self._next, None
+        effects: list[Effect] = [CellRefused(waiting.cell, why)] if waiting else []
+        if cell is not None:
+            for rank in sorted(cell.waiting):
+                cell.end(rank, verdict, why)
+            effects.append(cell.ended())
+        return effects
 
     def _stopped(self) -> list[Effect]:
         stuck = tuple(s.pid for s in self.ranks.values() if s.alive and s.pid)
@@ -543,8 +555,7 @@ class Pool:
                 return self._undo_start(self._late(START_TIMEOUT_S), now)
             case Phase.FORMING:
                 late = self._late(FORM_TIMEOUT_S)
-                self._rest(Phase.READY)
-                return [Announced(f"{late}; %ddp restart starts anew")]
+                return [Announced(f"{late}; %ddp restart starts anew"), *self._ready()]
             case Phase.RUNNING:
                 return self._break()
             case Phase.STOPPING if not self._kill_sent:

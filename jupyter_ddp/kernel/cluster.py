@@ -134,6 +134,7 @@ class Cluster:
         self._stopping: _Waiter | None = None
         self._executions: OrderedDict[int, Execution] = OrderedDict()
         self._cells = 0
+        self._run_id = ""
         self._announced: list[str] = []
         self.stages: dict[str, float] = {}
         """Seconds after its start at which the forkserver came to each stage."""
@@ -184,6 +185,7 @@ class Cluster:
             error = self._node_ready.error
             self.close()
             raise PoolError(error)
+        self._run_id = secrets.token_hex(4)  # a new pool never meets the store's keys of an earlier one
         plan = self._plan(n or self._n, backend or self._backend, devices or self._devices)
         self._come_up(p.StartRequested(plan, self._surroundings(plan)))
         self._n, self._backend, self._devices = len(plan.places), backend or self._backend, devices or self._devices
@@ -209,7 +211,7 @@ class Cluster:
             sys_path=[path or cwd for path in sys.path],
             master_addr=self._rendezvous.host,
             master_port=self._rendezvous.port,
-            run_id=secrets.token_hex(4),
+            run_id=self._run_id,
             seed=_DEFAULT_SEED,
         )
 

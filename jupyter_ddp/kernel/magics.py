@@ -10,7 +10,7 @@ from traitlets import Enum
 
 from jupyter_ddp.core.errors import PoolError, UsageError
 from jupyter_ddp.core.record import CellRecord
-from jupyter_ddp.kernel.cluster import Cluster
+from jupyter_ddp.kernel.cluster import Cluster, check_world_size
 from jupyter_ddp.kernel.display import CellDisplay
 from jupyter_ddp.kernel.options import (
     CellOptions,
@@ -94,6 +94,7 @@ class DDPMagics(Magics):
         if not cluster.running:
             self._start(options.pool)
         elif n is not None and n != cluster.world_size:
+            check_world_size(n, cluster.world_size)
             raise PoolError(
                 f"the pool has {cluster.world_size} rank{'s' if cluster.world_size != 1 else ''}, not {n}; "
                 f"nothing was run. %ddp resize {n} makes it fit, or leave -n out"

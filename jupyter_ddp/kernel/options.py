@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
 from typing import NoReturn, get_args
 
 from msgspec import Struct
@@ -68,7 +67,7 @@ def parse_command_line(line: str) -> CommandOptions:
     if command in ("start", "restart"):
         _add_pool_options(parser)
     if command == "resize":
-        parser.add_argument("n", type=_count, metavar="N")
+        parser.add_argument("n", metavar="N")
     return CommandOptions(command, _pool_options(parser.parse_args(words[1:])))
 
 
@@ -77,7 +76,7 @@ def _parser(name: str) -> _Parser:
 
 
 def _add_pool_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", type=_count, metavar="N")
+    parser.add_argument("-n", metavar="N")
     parser.add_argument("--backend", choices=get_args(Backend))
     parser.add_argument("--devices", metavar="GPUS")
 
@@ -104,7 +103,8 @@ def _parse(parser: argparse.ArgumentParser, line: str) -> argparse.Namespace:
 
 
 def _pool_options(given: argparse.Namespace) -> PoolOptions:
-    devices: Sequence[int] | None = None
+    devices: tuple[int, ...] | None = None
     if getattr(given, "devices", None) is not None:
         devices = parse_devices(given.devices)
-    return PoolOptions(getattr(given, "n", None), getattr(given, "backend", None), devices and tuple(devices))
+    n = getattr(given, "n", None)
+    return PoolOptions(None if n is None else _count(n), getattr(given, "backend", None), devices)

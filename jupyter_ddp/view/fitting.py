@@ -13,9 +13,9 @@ from jupyter_ddp.view.blocks import Block, Gap, Lines, Shown
 from jupyter_ddp.view.media import Drawn
 
 BLOCK_CHARS = 120
-"""What the markup of one piece takes, about."""
+"""What the markup of a further piece of a group takes, about."""
 GROUP_CHARS = 200
-"""The least that a group takes, about."""
+"""The least that a group takes, about, with the markup of one piece."""
 
 
 class Limits(NamedTuple):
@@ -64,7 +64,7 @@ def _write_less(shown: list[Shown], limits: Limits, write: Callable[[Page], str]
             break
         most //= 2
     fixed = len(shortest) - _kept_media_chars(least)
-    room = int(0.9 * (limits.chars - fixed))
+    room = min(sum(map(_text_chars, shown)), int(0.9 * (limits.chars - fixed)))
     for _ in range(5):
         page = _page(shown, limits, room, most)
         text = write(page)
@@ -85,7 +85,8 @@ def _kept_media_chars(page: Page) -> int:
 
 
 def _text_chars(shown: Shown) -> int:
-    return sum(BLOCK_CHARS + b.chars for b in shown.blocks if isinstance(b, Lines))
+    texts = [block.chars for block in shown.blocks if isinstance(block, Lines)]
+    return sum(texts) + BLOCK_CHARS * max(0, len(texts) - 1)
 
 
 def _media_chars(shown: Shown) -> int:
@@ -124,16 +125,18 @@ def _shorten(shown: Shown, text_room: int, media_room: int, head_share: float) -
     """The group's last pieces, as many as there is room for, with gaps where others were."""
     kept: list[Block] = []
     for block in reversed(shown.blocks):
-        left: Block = block
-        if isinstance(block, Drawn):
-            if block.chars > media_room:
-                left = Gap(0, 1)
-            else:
+        match block:
+            case Drawn() if block.chars <= media_room:
                 media_room -= block.chars
-        elif isinstance(block, Lines):
-            left = _cut(block, text_room - BLOCK_CHARS, head_share)
-            text_room -= BLOCK_CHARS + left.chars if isinstance(left, Lines) else text_room
-        _add(kept, left)
+                _add(kept, block)
+            case Drawn():
+                _add(kept, Gap(0, 1))
+            case Lines():
+                short = _cut(block, text_room, head_share)
+                text_room = text_room - block.chars - BLOCK_CHARS if short is block else 0
+                _add(kept, short)
+            case Gap():
+                _add(kept, block)
     return Shown(shown.group, kept[::-1])
 
 

@@ -74,7 +74,7 @@ _TEMPLATE = """\
 <p class="jupyter-ddp-quiet"{{ style.quiet }}>{{ quiet(silent, "no output") }}</p>
 {%- endif %}
 {%- if page.hidden %}
-<p class="jupyter-ddp-quiet"{{ style.quiet }}>{{ numbers(page.hidden) }} not shown</p>
+<p class="jupyter-ddp-quiet"{{ style.quiet }}>{{ hidden(page.hidden) }}</p>
 {%- endif %}
 {%- if page.note %}
 <p class="jupyter-ddp-quiet"{{ style.quiet }}><em>{{ page.note }}</em></p>
@@ -155,7 +155,7 @@ def _environment() -> Environment:
         title=_title,
         state=wording.state,
         gap=wording.gap,
-        numbers=wording.numbers,
+        hidden=wording.hidden,
         words=wording.WORDS,
         newline_again=lambda text: "\n" if text.startswith("\n") else "",  # <pre> drops a first one
         quiet=lambda ranks, what: f"{named(ranks)} · {what}",

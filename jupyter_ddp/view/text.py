@@ -42,7 +42,7 @@ def _write(page: Page) -> str:
         else:
             lines.append(f"[{named(one.group.ranks)}] {wording.state(one.group)}")
     if page.hidden:
-        lines.append(f"[rank{'s' * (len(page.hidden) > 1)} {wording.numbers(page.hidden)}] not shown")
+        lines.append(wording.hidden(page.hidden))
     if silent and lines:
         lines.append(f"[{named(sorted(silent))}] no output")
     if page.note:

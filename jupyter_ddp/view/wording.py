@@ -104,6 +104,11 @@ def cause(group: Group) -> str:
     return f"{GLYPHS[group.shown.verdict]} {named(group.ranks)}: {why}"
 
 
+def hidden(ranks: list[int]) -> str:
+    """Which ranks were left out whole."""
+    return f"rank{'s' * (len(ranks) > 1)} {numbers(ranks)} not shown"
+
+
 def gap(lines: int, outputs: int = 0) -> str:
     """What was left out: "… 1,234 lines not shown"."""
     counted = [(n, word) for n, word in ((lines, "line"), (outputs, "output")) if n]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
-_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_OURS = str(Path(__file__).parents[1]) + "/"
+_LIBRARIES = (_OURS, *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 @contextmanager
@@ -51,8 +53,9 @@ def _trim(tb: TracebackType | None, is_cell_file: Callable[[str], bool]) -> Trac
     frames = _frames(tb)
     first = next((i for i, f in enumerate(frames) if _is_users(f, is_cell_file)), len(frames) - 1)
     shown = [f for f in frames[first:] if _is_users(f, is_cell_file)]
-    if frames and (not shown or shown[-1] is not frames[-1]):
-        shown.append(frames[-1])
+    raised_in = frames[-1] if frames else None
+    if raised_in is not None and raised_in not in shown and not _is_ours(raised_in):
+        shown.append(raised_in)
     trimmed: TracebackType | None = None
     for f in reversed(shown):
         trimmed = TracebackType(trimmed, f.tb_frame, f.tb_lasti, f.tb_lineno)
@@ -62,6 +65,10 @@ def _trim(tb: TracebackType | None, is_cell_file: Callable[[str], bool]) -> Trac
 def _is_users(frame: TracebackType, is_cell_file: Callable[[str], bool]) -> bool:
     filename = frame.tb_frame.f_code.co_filename
     return is_cell_file(filename) or not (filename.startswith(_LIBRARIES) or filename.startswith("<"))
+
+
+def _is_ours(frame: TracebackType) -> bool:
+    return frame.tb_frame.f_code.co_filename.startswith(_OURS)
 
 
 def _line(tb: TracebackType | None, is_cell_file: Callable[[str], bool]) -> int:

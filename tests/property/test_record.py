@@ -18,7 +18,7 @@ STREAMS = st.sampled_from(["stdout", "stderr"])
 LINES = st.integers(0, 9)
 ERRORS = st.none() | st.builds(m.CellError, st.just("E"), st.text(max_size=20), LINES, st.just([]))
 BUNDLES = st.dictionaries(st.sampled_from(["text/plain", "text/html"]), st.text(max_size=5)).map(
-    lambda bundle: json.dumps(bundle).encode()
+    json.dumps
 )
 MESSAGES = st.one_of(
     st.builds(lambda f, *rest: m.Output(*f, *rest), FROM, STREAMS, st.just(0), st.binary(max_size=12)),
@@ -28,7 +28,7 @@ MESSAGES = st.one_of(
     ),
     st.builds(
         lambda f, *rest: m.Display(*f, *rest),
-        *(FROM, BUNDLES, st.just(b"{}"), st.sampled_from(["", "d"]), st.booleans(), st.booleans()),
+        *(FROM, BUNDLES, st.just("{}"), st.sampled_from(["", "d"]), st.booleans(), st.booleans()),
     ),
     st.builds(lambda f, wait: m.ClearOutput(*f, wait), FROM, st.booleans()),
     st.builds(lambda f, text: m.Notice(*f, text), FROM, st.text(max_size=9)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 import typing
 
@@ -15,7 +16,7 @@ PLACE = m.WorkerPlace(1, 1, 4, 4, 0, 1, "cuda:1")
 SURROUNDINGS = m.Surroundings({"A": "ä"}, "/tmp", ["", "/x"], "127.0.0.1", 29500, "run", 7)
 FROM = (3, 2, 5, 11)  # rank, generation, cell, sequence number
 TEXT = "Grüße 🎉\n".encode() + b"\xff\x00"
-JSON = b'{"text/plain": "1", "image/png": "iVBO"}'
+JSON = '{"text/plain": "é", "image/png": "iVBO"}'
 
 SAMPLES: list[m.Message] = [
     m.BeginWorker(PLACE, SURROUNDINGS),
@@ -36,7 +37,7 @@ SAMPLES: list[m.Message] = [
     m.GroupFormed(*FROM, seconds=0.01),
     m.GroupFailed(*FROM, reason="no route"),
     m.Output(*FROM, stream="stdout", offset=1 << 40, data=TEXT),
-    m.Display(*FROM, data=JSON, metadata=b"{}", display_id="d", result=True),
+    m.Display(*FROM, data=JSON, metadata="{}", display_id="d", result=True),
     m.ClearOutput(*FROM, wait=True),
     m.Notice(*FROM, text="mind"),
     m.DrainPipes(*FROM),
@@ -158,3 +159,42 @@ def test_deep_nesting_is_refused(field: str) -> None:
         body = b"\x82" + pack(field) + deep + pack("type") + pack("Display")
     with pytest.raises(codec.CorruptStream):
         codec.decode(codec.from_rank, body)
+
+
+def test_a_relayed_body_is_the_frame_it_came_in() -> None:
+    """An agent passes on what it did not need to read: cut out and framed again, the bytes are the same."""
+    frame = codec.encode(m.Notice(*FROM, text="é"))
+    (body,) = codec.FrameReader().feed(frame)
+    assert codec.frame(body) == frame
+
+
+class Socket:
+    """Takes at most `room` bytes until more room is made, as a non-blocking socket does."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.taken = b""
+
+    def send(self, data: memoryview) -> int:
+        if not self.room:
+            raise BlockingIOError
+        taken = data[: self.room]
+        self.room -= len(taken)
+        self.taken += taken
+        return len(taken)
+
+
+def test_what_a_socket_does_not_take_waits() -> None:
+    """Frames go out whole and in order, however little the socket takes at a time."""
+    frames = [codec.encode(m.Notice(*FROM, text="x" * size)) for size in (1, 50, 7)]
+    writer, socket, numbers = codec.FrameWriter(), Socket(0), random.Random(1)
+    for frame in frames:
+        writer.push(frame)
+    assert not writer.flush(socket.send)
+    assert writer.waiting_bytes == sum(map(len, frames))
+    while not writer.flush(socket.send):
+        assert writer.waiting_bytes == sum(map(len, frames)) - len(socket.taken)
+        socket.room = numbers.randint(1, 9)
+    assert socket.taken == b"".join(frames)
+    assert writer.waiting_bytes == 0
+    assert writer.flush(socket.send)

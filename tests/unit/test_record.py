@@ -37,8 +37,8 @@ class Ranks:
         return m.FdOutput(rank, self.cell, self._next(rank, agent=True), stream, data)
 
     def displays(self, rank: int, text: str, **options: Any) -> m.Display:
-        data = json.dumps({"text/plain": text}).encode()
-        return m.Display(*self._from(rank), data, b'{"isolated": true}', **options)
+        data = json.dumps({"text/plain": text})
+        return m.Display(*self._from(rank), data, '{"isolated": true}', **options)
 
     def clears(self, rank: int, wait: bool) -> m.ClearOutput:
         return m.ClearOutput(*self._from(rank), wait)

@@ -60,23 +60,21 @@ def test_any_difference_that_shows_parts_them(other: RankSnapshot) -> None:
 
 def test_errors_are_compared_with_their_tracebacks() -> None:
     """The same exception from another line is another group."""
-    ranks = [rank(n, verdict="error", error=CellError("E", "v", line, [f"line {line}"]))
-             for n, line in enumerate((5, 5, 6))]  # fmt: skip
-    assert ranks_of(*ranks) == [(0, 1), (2,)]
+    errors = [CellError("E", "v", line, [f"line {line}"]) for line in (5, 5, 6)]
+    assert ranks_of(*(rank(n, verdict="error", error=e) for n, e in enumerate(errors))) == [(0, 1), (2,)]
 
 
 def test_rich_values_are_compared_with_their_metadata() -> None:
     """Data that JSON tells apart stay apart; a display id, which nobody sees, does not count."""
-    assert ranks_of(rank(0, png("QQ==")), rank(1, Rich({"image/png": "QQ=="}, {"image/png": {}}, "id", True))) == [
-        (0, 1)
-    ]
+    result = Rich({"image/png": "QQ=="}, {"image/png": {}}, "an id", True)
+    assert ranks_of(rank(0, png("QQ==")), rank(1, result)) == [(0, 1)]
     assert ranks_of(rank(0, png("QQ==")), rank(1, png("QQ==", width=3))) == [(0,), (1,)]
     assert ranks_of(rank(0, png(1)), rank(1, png("1")), rank(2, png(True))) == [(0,), (1,), (2,)]
 
 
 def test_text_with_a_gap_is_not_called_identical_without_reserve() -> None:
     """What is missing in the middle may differ between ranks."""
-    group, = groups(Snapshot([rank(n, written("a\n" * 500)) for n in range(2)]))  # fmt: skip
+    (group,) = groups(Snapshot([rank(n, written("a\n" * 500)) for n in range(2)]))
     assert title(group) == "ranks 0,1 · identical where shown"
 
 

@@ -148,7 +148,8 @@ def test_an_image_is_no_way_out_of_its_attribute(payload: str) -> None:
 
 
 _SGR = st.lists(st.integers(-1, 120), max_size=6).map(lambda ns: f"\x1b[{';'.join(map(str, ns))}m")
-_PIECES = st.one_of(st.text(max_size=8), _SGR, st.sampled_from(PAYLOADS), st.sampled_from(["\x1b[", "\x1b]", "\x9b"]))
+_OPENINGS = st.sampled_from(["\x1b[", "\x1b]", "\x9b"])
+_PIECES = st.one_of(st.text(max_size=8), _SGR, _OPENINGS, st.sampled_from(PAYLOADS))
 _TEXTS = st.lists(_PIECES, max_size=10).map("".join)
 
 
@@ -167,8 +168,8 @@ def _snapshots(draw: st.DrawFn) -> Snapshot:
     numbers = sorted(draw(st.sets(st.integers(0, 40), min_size=1, max_size=12)))
     ranks = []
     for number in numbers:
-        segments = [_written(t, draw(st.sampled_from(["stdout", "stderr"])))
-                    for t in draw(st.lists(st.sampled_from(texts), max_size=2))]  # fmt: skip
+        stream = draw(st.sampled_from(["stdout", "stderr"]))
+        segments = [_written(t, stream) for t in draw(st.lists(st.sampled_from(texts), max_size=2))]
         verdict = draw(st.sampled_from([*_VERDICTS, None]))
         error = CellError(texts[0], texts[-1], 1, [texts[0]]) if verdict == "error" else None
         death = draw(st.sampled_from(["", texts[0]]))

@@ -43,10 +43,11 @@ def test_one_rank() -> None:
 
 def test_a_cell_that_failed() -> None:
     """Groups by rank; the traceback in its rank's place, without colours; causes and notices in words."""
-    error = CellError("ZeroDivisionError", "division by zero", 5, ["\x1b[31mTraceback\x1b[0m", "\x1b[1mZero…"])
+    error = CellError("ZeroDivisionError", "by zero", 5, ["\x1b[31mTraceback\x1b[0m", "\x1b[1mZero…"])
+    blocked = "blocked by rank 2"
     assert shown(
-        rank(0, written("a\n"), written("careful\n", "stderr"), verdict="interrupted", death="blocked by rank 2"),
-        rank(1, verdict="interrupted", death="blocked by rank 2"),
+        rank(0, written("a\n"), written("careful\n", "stderr"), verdict="interrupted", death=blocked),
+        rank(1, verdict="interrupted", death=blocked),
         rank(2, written("a\n"), verdict="error", error=error),
         rank(3, written("last words"), verdict="died", death="killed by SIGKILL (line 5)"),
         rank(4, verdict="not-run"),
@@ -125,7 +126,8 @@ def test_silence_where_another_rank_spoke() -> None:
 
 def test_a_running_cell() -> None:
     """A rank that has not ended and not spoken is running."""
-    assert shown(rank(0, written("a\n"), verdict=None), rank(1, verdict=None)) == "[rank 0]\na\n[rank 1] running"
+    running = rank(0, written("a\n"), verdict=None), rank(1, verdict=None)
+    assert shown(*running) == "[rank 0]\na\n[rank 1] running"
 
 
 def test_a_thousand_different_ranks_stay_below_a_megabyte() -> None:
