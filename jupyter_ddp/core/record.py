@@ -17,6 +17,7 @@ from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.errors import RankError
 from jupyter_ddp.core.faults import describe_exit
 from jupyter_ddp.core.log import CellLog
+from jupyter_ddp.core.terminal import strip
 from jupyter_ddp.core.topology import named
 from jupyter_ddp.core.transcript import Rich, Segment, Transcript
 
@@ -104,8 +105,11 @@ class Snapshot(Struct, frozen=True):
 
     @property
     def silent(self) -> bool:
-        """There is nothing to show: no output, no error, no notice."""
-        return not any(r.segments or r.error or r.death or r.notices for r in self.ranks)
+        """There is nothing to show: no output, no notice, no end but a good one."""
+        return all(
+            r.verdict in (None, "ok") and not (r.segments or r.error or r.death or r.notices)
+            for r in self.ranks
+        )
 
 
 class CellRecord:
@@ -166,10 +170,10 @@ class CellRecord:
 
     def summary(self) -> str:
         """The cause of a cell's failure in one line, the first cause first."""
-        parts: list[str] = []
-        for words, ranks in _grouped((_first_line(r), r.rank) for r in self if r.verdict != "ok"):
-            parts.append(f"{named(ranks, '-')}: {words}")
-        return "; ".join(parts)
+        failed = [r for r in self if r.verdict != "ok"]
+        failed.sort(key=lambda r: r.verdict == "interrupted")  # who was blocked comes after who blocked
+        groups = _grouped((_first_line(r), r.rank) for r in failed)
+        return "; ".join(f"{named(ranks, '-')}: {words}" for words, ranks in groups)
 
     # -- how it grows ----------------------------------------------------------------------------
 
@@ -243,10 +247,12 @@ class CellRecord:
 
 
 def _first_line(r: RankRecord) -> str:
+    if r.verdict == "interrupted" and r.death:
+        return r.death
     if r.error is not None:
         line = f" (line {r.error.line})" if r.error.line else ""
-        first = r.error.evalue.strip().partition("\n")[0]
-        words = f"{r.error.ename}: {first}" if first else r.error.ename
+        first = strip(r.error.evalue).strip().partition("\n")[0]
+        words = f"{strip(r.error.ename)}: {first}" if first else strip(r.error.ename)
         return words[:300] + line
     return r.death or {"interrupted": "interrupted", "not-run": "not run"}.get(r.verdict or "", "no answer")
 

@@ -7,16 +7,16 @@ place where output is kept whole; that is the log.
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Iterator
 
 from jupyter_ddp.core.messages import MimeBundle, Stream
+from jupyter_ddp.core.terminal import overwritten
 
 HEAD_CHARS = TAIL_CHARS = 16 * 1024
 HEAD_LINES = TAIL_LINES = 100
 MAX_LINE_CHARS = 4 * 1024
-
-_BACKSPACE = re.compile(r"[^\b\n]\b")
+MAX_SEGMENTS = 200
+"""Changes between streams and displays, of one rank, that are shown; some from the start, then the last."""
 
 
 class Text:
@@ -35,9 +35,9 @@ class Text:
     def append(self, text: str) -> None:
         *whole, rest = (self._open + text).split("\n")
         for line in whole:
-            self._append_line(_resolve(line) + "\n")
+            self._append_line(overwritten(line) + "\n")
         before, cr, after = rest.rpartition("\r")
-        self._open = _cut(_resolve(before) + cr + after) if cr else _cut(rest)
+        self._open = _cut(overwritten(before) + cr + after) if cr else _cut(rest)
         self._trim()
 
     def _append_line(self, line: str) -> None:
@@ -61,7 +61,12 @@ class Text:
 
     @property
     def tail(self) -> str:
-        return "".join(self._tail) + _resolve(self._open)
+        return "".join(self._tail) + overwritten(self._open)
+
+    @property
+    def lines(self) -> int:
+        """Lines written so far, shown or not."""
+        return self._head_lines + self.omitted_lines + len(self._tail) + bool(self._open)
 
     def parts(self) -> tuple[str, int, str]:
         """(text before the gap, lines left out, text after it); no gap: ("whole text", 0, "")."""
@@ -76,7 +81,10 @@ class Text:
 
 
 class Rich:
-    """A mimebundle that the user's code displayed, or the value of the cell's last expression."""
+    """A mimebundle that the user's code displayed, or the value of the cell's last expression.
+
+    Never changed once made: snapshots share it.
+    """
 
     def __init__(self, data: MimeBundle, metadata: MimeBundle, display_id: str, result: bool) -> None:
         self.data = data
@@ -117,18 +125,30 @@ class Transcript:
         last = self._segments[-1] if self._segments else None
         if not isinstance(last, Text) or last.stream != stream:
             last = Text(stream)
-            self._segments.append(last)
+            self._add(last)
         return last
 
     def display(self, rich: Rich) -> None:
         self._before_adding()
-        self._segments.append(rich)
+        self._add(rich)
+
+    def _add(self, segment: Segment) -> None:
+        """Keep the first segments and the last ones; what goes in between is counted as left out."""
+        self._segments.append(segment)
+        if len(self._segments) > MAX_SEGMENTS:
+            gone = self._segments.pop(MAX_SEGMENTS // 2)
+            before = self._segments[MAX_SEGMENTS // 2 - 1]
+            if not isinstance(before, Text):
+                before = Text("stdout")
+                self._segments[MAX_SEGMENTS // 2 - 1] = before
+                before.omitted_lines += 1
+            before.omitted_lines += gone.lines if isinstance(gone, Text) else 1
 
     def update(self, rich: Rich) -> None:
         """Replace what was displayed under this display id; a result stays one."""
-        for segment in self._segments:
-            if isinstance(segment, Rich) and segment.display_id == rich.display_id:
-                segment.data, segment.metadata = rich.data, rich.metadata
+        for at, segment in enumerate(self._segments):
+            if isinstance(segment, Rich) and rich.display_id and segment.display_id == rich.display_id:
+                self._segments[at] = Rich(rich.data, rich.metadata, rich.display_id, segment.result)
 
     def clear(self, wait: bool) -> None:
         """Empty the display, at once or when the next output comes."""
@@ -150,24 +170,6 @@ class Transcript:
     def copy(self) -> list[Segment]:
         """Segments that later output does not change."""
         return [s.copy() if isinstance(s, Text) else s for s in self._segments]
-
-
-def _resolve(line: str) -> str:
-    """A line as a terminal would show it: \\b steps back, \\r starts again over what is there."""
-    while "\b" in line:
-        shorter = _BACKSPACE.sub("", line)
-        if shorter == line:
-            line = line.replace("\b", "")
-            break
-        line = shorter
-    if "\r" not in line:
-        return line
-    shown = ""
-    for piece in line.split("\r"):
-        # Escape sequences have no width, so a line with colours is replaced whole, not overlaid.
-        overlay = "\x1b" not in shown and "\x1b" not in piece
-        shown = piece + shown[len(piece) :] if overlay else piece or shown
-    return shown
 
 
 def _cut(line: str) -> str:

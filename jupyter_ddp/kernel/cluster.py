@@ -175,7 +175,7 @@ class Cluster:
         Raises UsageError for numbers that make no sense, PoolError if the pool does not come up.
         """
         if self._pool.phase is not p.Phase.STOPPED:
-            raise PoolError(f"the pool is {self._pool.phase.value} already; %ddp stop ends it, %ddp restart starts anew")
+            raise PoolError(f"the pool is {self._pool.phase.value} already; %ddp restart starts anew")
         if self._exchange is not None and (self._exchange.lost or self._forkserver_lost):
             self.close()
         self.warm_up()
@@ -188,7 +188,8 @@ class Cluster:
         self._run_id = secrets.token_hex(4)  # a new pool never meets the store's keys of an earlier one
         plan = self._plan(n or self._n, backend or self._backend, devices or self._devices)
         self._come_up(p.StartRequested(plan, self._surroundings(plan)))
-        self._n, self._backend, self._devices = len(plan.places), backend or self._backend, devices or self._devices
+        self._n = len(plan.places)
+        self._backend, self._devices = backend or self._backend, devices or self._devices
         return _choice(plan)
 
     def _plan(self, n: int | None, backend: m.Backend | None, devices: Sequence[int] | None) -> Plan:
@@ -426,7 +427,7 @@ class Cluster:
             case p.StopFinished():
                 if self._stopping is not None:
                     stuck = ", ".join(map(str, effect.unkillable))
-                    self._stopping.finish(f"the system does not end these processes: {stuck}" if stuck else "")
+                    self._stopping.finish(f"the system does not end processes {stuck}" if stuck else "")
             case p.CellEnded():
                 self._end_cell(effect)
             case p.CellRefused():
@@ -494,7 +495,8 @@ def _usable_cores() -> int:
 def _version_error(ready: m.NodeReady) -> str:
     if ready.version == m.PROTOCOL_VERSION:
         return ""
-    return f"the node agent speaks version {ready.version}, this package {m.PROTOCOL_VERSION}: install the same release on both"
+    ours = m.PROTOCOL_VERSION
+    return f"the node agent speaks version {ready.version}, this package {ours}: install one release on both"
 
 
 def _choice(plan: Plan) -> str:

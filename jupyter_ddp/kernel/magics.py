@@ -27,6 +27,8 @@ from jupyter_ddp.view.status import status_text
 class DDPMagics(Magics):
     """The magics, over the one cluster that is current."""
 
+    shell: InteractiveShell
+
     display: Any = Enum(
         ("auto", "live", "static"),
         default_value="auto",
@@ -108,8 +110,7 @@ class DDPMagics(Magics):
     def _place_of_cell(self, cell: str) -> tuple[int, int]:
         """(the notebook cell's line that the source begins on, the prompt number)."""
         before = 1
-        parent = getattr(getattr(self.shell, "kernel", None), "get_parent", lambda: {})()
-        whole = parent.get("content", {}).get("code", "")
+        whole = self._request().get("code", "")
         if cell.strip() and whole.rstrip().endswith(cell.rstrip()):
             before = whole[: len(whole.rstrip()) - len(cell.rstrip())].count("\n")
         return before + 1, int(self.shell.execution_count)
@@ -118,10 +119,12 @@ class DDPMagics(Magics):
         """A front end that can answer questions has somebody before it, who can watch."""
         if self.display != "auto":
             return bool(self.display == "live")
+        return bool(self._request().get("allow_stdin", False))
+
+    def _request(self) -> dict[str, Any]:
+        """What the front end asked for with this cell; empty where there is no notebook kernel."""
         kernel = getattr(self.shell, "kernel", None)
-        if kernel is None:
-            return False
-        return bool(kernel.get_parent().get("content", {}).get("allow_stdin", False))
+        return {} if kernel is None else dict(kernel.get_parent().get("content", {}))
 
     # -- the pool's life -------------------------------------------------------------------------
 

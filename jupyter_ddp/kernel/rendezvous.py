@@ -18,7 +18,8 @@ class Rendezvous:
     """
 
     def __init__(self, host: str = "127.0.0.1") -> None:
-        from torch.distributed import TCPStore  # torch takes a second to import: not before it is needed
+        # torch takes a second to import: not before it is needed.
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its stub leaves it out
 
         listener = socket.create_server((host, 0), backlog=1024)
         self.host, self.port = host, int(listener.getsockname()[1])

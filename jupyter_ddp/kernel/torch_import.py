@@ -24,6 +24,7 @@ class TorchImport:
     def _import(self) -> None:
         try:
             importlib.import_module("torch.distributed")
+            importlib.import_module("jinja2")  # for the first cell that shows something
         except ImportError:
             pass  # the user's own import, or the pool's start, will say so where it is read
 

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import jupyter_ddp
 from jupyter_ddp.core.errors import PoolError
 
 PRELOAD = (
@@ -84,7 +83,7 @@ class LocalNode:
 def missing_from_system() -> str:
     """What keeps a pool from running here, in one line; "" on Linux with pidfds."""
     if sys.platform != "linux":
-        return f"a pool of ranks needs Linux (this is {sys.platform}): run the notebook in a container or on a server"
+        return f"a pool of ranks needs Linux (this is {sys.platform}): use a container or a server"
     if not hasattr(os, "pidfd_open"):
         return "a pool of ranks needs Linux 5.3 or later and a Python built for it (os.pidfd_open is missing)"
     return ""
@@ -95,7 +94,7 @@ def _import_path() -> list[str]:
 
     The package's own place comes along, for a checkout that is not installed.
     """
-    here = str(Path(jupyter_ddp.__file__).parent.parent)
+    here = str(Path(__file__).parents[2])
     working = {"", ".", str(Path.cwd())}
     inherited = [p for p in sys.path if p not in working]
     return inherited if here in inherited else [*inherited, here]

@@ -11,28 +11,17 @@ colours), inline as well, because their style sheets reach only plain-text outpu
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from jupyter_ddp.core.terminal import ANYTHING_SPECIAL, CONTROL, strip, visible
+
+__all__ = ["strip", "to_html"]
+
 Rgb = tuple[int, int, int]
 Colour = int | Rgb
 """0 to 15: one of the terminal's own colours, whose look is the theme's. Otherwise red, green, blue."""
-
-# ECMA-48: CSI, then command strings, then other escapes, then single control characters. Every
-# quantifier is possessive and every terminator optional, so no character is looked at twice. A
-# command string that is not terminated ends with its line: what comes after would be hidden otherwise.
-_CONTROL = re.compile(
-    r"(?:\x1b\[|\x9b)(?P<params>[0-?]*+)(?P<final>[ -/]*+[@-~]?+)"
-    r"|(?:\x1b\]|\x9d)[^\x07\x18\x1a\x1b\x9c\n]*+(?:\x1b\\|[\x07\x18\x1a\x9c])?+"
-    r"|(?:\x1b[PX^_]|[\x90\x98\x9e\x9f])[^\x18\x1a\x1b\x9c\n]*+(?:\x1b\\|[\x18\x1a\x9c])?+"
-    r"|\x1b[ -/]*+[0-~]?+"
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-    r"|(?P<bidi>[\u202a-\u202e\u2066-\u2069])"
-    r"|(?P<surrogate>[\ud800-\udfff])"
-)
-_ANYTHING_SPECIAL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _NAMES = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
 _CLASSES = tuple(f"ansi-{name}" for name in _NAMES) + tuple(f"ansi-{name}-intense" for name in _NAMES)
@@ -82,21 +71,9 @@ _CHANGES: dict[int, dict[str, Any]] = {
 }
 
 
-def strip(text: str) -> str:
-    """The text without control sequences; of the control characters, newline and tab remain.
-
-    Characters that reorder what is read (U+202A to U+202E, U+2066 to U+2069) are shown by name, as
-    ‹U+202E›: left as they are, they make one line look like another; left out, or turned into U+FFFD
-    as a lone surrogate is, they would look like nothing or like a decoding error.
-    """
-    if not _ANYTHING_SPECIAL.search(text):
-        return text
-    return _CONTROL.sub(_visible, text)
-
-
 def to_html(text: str) -> str:
     """The text as HTML that holds no tag but <span>, balanced; its text content is `strip(text)`."""
-    if not _ANYTHING_SPECIAL.search(text):
+    if not ANYTHING_SPECIAL.search(text):
         return html.escape(text)
     out: list[str] = []
     current = ""
@@ -111,17 +88,11 @@ def to_html(text: str) -> str:
     return "".join(out)
 
 
-def _visible(control: re.Match[str]) -> str:
-    if control["bidi"]:
-        return f"‹U+{ord(control['bidi']):04X}›"
-    return "\ufffd" if control["surrogate"] else ""
-
-
 def _runs(text: str) -> Iterator[tuple[Style, str]]:
     """Pieces of what is visible, none empty, each with its style."""
     style, end = _PLAIN, 0
-    for control in _CONTROL.finditer(text):
-        if shown := text[end : control.start()] + _visible(control):
+    for control in CONTROL.finditer(text):
+        if shown := text[end : control.start()] + visible(control):
             yield style, shown
         end = control.end()
         if control["final"] == "m":

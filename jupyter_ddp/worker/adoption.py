@@ -41,8 +41,7 @@ class Adoption:
             self._destroy(group)
 
         for module in (dist, c10d):
-            module.init_process_group = init
-            module.destroy_process_group = destroy
+            vars(module).update(init_process_group=init, destroy_process_group=destroy)
 
     def _init(self, backend: Any = None, *args: Any, **kwargs: Any) -> None:
         if self._hidden is None and not dist.is_initialized():
@@ -92,7 +91,7 @@ class _PartOfTheWorld(dist.ProcessGroup):
     """Stands for the whole world in a cell on part of it: collectives raise instead of hanging."""
 
     def __init__(self, rank: int, size: int, members: tuple[int, ...]) -> None:
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg]  # torch's stub knows only the other overload
         self._members = members
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
@@ -149,7 +148,13 @@ class PartialWorlds:
         assert world is not None
         stand_in = _PartOfTheWorld(world.rank(), world.size(), members)
         state = c10d._world
-        for table in (state.pg_map, state.pg_names, state.pg_group_ranks, state.pg_backend_config):
+        tables: tuple[dict[Any, Any], ...] = (
+            state.pg_map,
+            state.pg_names,
+            state.pg_group_ranks,
+            state.pg_backend_config,
+        )
+        for table in tables:
             table[stand_in] = table[world]
         c10d._update_default_pg(stand_in)
         try:
@@ -157,5 +162,5 @@ class PartialWorlds:
         finally:
             if dist.GroupMember.WORLD is stand_in:
                 c10d._update_default_pg(world)
-            for table in (state.pg_map, state.pg_names, state.pg_group_ranks, state.pg_backend_config):
+            for table in tables:
                 table.pop(stand_in, None)

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from jupyter_ddp.core import codec
 from jupyter_ddp.core import messages as m
@@ -60,9 +60,10 @@ class ControlThread:
 
     def _serve(self) -> None:
         reader = codec.FrameReader()
+        watched: list[Any] = [self._link, self._wake_fd]
         while True:
             # Also between cells: waking this thread at each cell's start would cost every cell.
-            readable = select.select([self._link, self._wake_fd], [], [], LINE_INTERVAL_S)[0]
+            readable = select.select(watched, [], [], LINE_INTERVAL_S)[0]
             if self.watching:
                 self._note_line()
             if self._wake_fd in readable:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its stub leaves it out
 from torch.distributed import distributed_c10d as c10d
 
 from jupyter_ddp.core import messages as m
@@ -72,9 +74,9 @@ class Group:
         self.generation, self.backend = order.generation, order.backend
         self.rank, self.world_size = order.place.rank, order.place.world_size
         host, port = self._address
-        client = dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
+        client = TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
         # A generation has its own prefix: on used keys a group would meet those of its predecessor.
-        store = dist.PrefixStore(f"{self._prefix}/{order.generation}", client)
+        store = c10d.PrefixStore(f"{self._prefix}/{order.generation}", client)
         device = torch.device(order.place.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -144,7 +146,7 @@ class Group:
 def _socket_fds() -> Iterator[int]:
     for entry in list(os.scandir("/proc/self/fd")):
         with contextlib.suppress(OSError):
-            if os.readlink(entry.path).startswith("socket:"):
+            if stat.S_ISSOCK(os.fstat(int(entry.name)).st_mode):
                 yield int(entry.name)
 
 

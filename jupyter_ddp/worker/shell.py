@@ -15,7 +15,6 @@ import sys
 import types
 from typing import Any, NoReturn
 
-from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
@@ -30,6 +29,8 @@ from jupyter_ddp.worker.tracebacks import user_traceback
 class RankDisplayHook(DisplayHook):
     """The value of a cell's last expression."""
 
+    shell: RankShell
+
     def __call__(self, result: Any = None) -> None:
         # As DisplayHook does, without the prompt that it writes to stdout.
         self.check_for_underscore()
@@ -43,11 +44,13 @@ class RankDisplayHook(DisplayHook):
         self.flush()
 
     def quiet(self) -> bool:
-        return self.semicolon_at_end_of_expression(self.shell.current_source)
+        return bool(self.semicolon_at_end_of_expression(self.shell.current_source))
 
 
 class RankDisplayPublisher(DisplayPublisher):
     """`display()`, figures and `clear_output()`."""
+
+    shell: RankShell
 
     def publish(
         self,
@@ -71,7 +74,7 @@ class RankShell(InteractiveShell):
 
     displayhook_class = Type(RankDisplayHook)
     display_pub_class = Type(RankDisplayPublisher)
-    outbox: Outbox = AnyTrait()
+    outbox: Any = AnyTrait()
 
     def __init__(self, outbox: Outbox) -> None:
         self.current_source = ""
@@ -82,7 +85,8 @@ class RankShell(InteractiveShell):
         main.__dict__["__builtins__"] = builtins
         sys.modules["__main__"] = main
         super().__init__(outbox=outbox, user_module=main)
-        InteractiveShell._instance = type(self)._instance = self
+        for cls in (InteractiveShell, type(self)):  # what get_ipython() in a cell looks up
+            setattr(cls, "_instance", self)  # noqa: B010  # traitlets' own registry, typed as always empty
         self.loop = asyncio.new_event_loop()
         builtins.input = _no_input
         inspect.getfile = _getfile_of_cells(inspect.getfile)
@@ -91,14 +95,11 @@ class RankShell(InteractiveShell):
 
     def init_history(self) -> None:
         super().init_history()
+        assert self.history_manager is not None
         self.history_manager.enabled = False
 
     def init_sys_modules(self) -> None:
         """`__main__` is the user's module already."""
-
-    def init_logger(self) -> None:
-        super().init_logger()
-        self.logger.log_active = False
 
     def ask_exit(self) -> NoReturn:
         """`exit()` and `quit()` end the cell, as sys.exit() does; the rank lives on."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import io
 import sys
-
 from typing import Any, TextIO
 
 from jupyter_ddp.core.messages import Stream
@@ -62,7 +61,7 @@ class Streams:
         # write_through: each write goes to the outbox at once. backslashreplace: what cannot be
         # encoded (a lone surrogate) is shown, as on Python's own stderr, and stops no cell.
         return io.TextIOWrapper(
-            _RawStream(stream, self._outbox),  # type: ignore[arg-type]  # raw serves as the buffer: no second copy
+            _RawStream(stream, self._outbox),  # serves as the buffer itself: no second copy
             encoding="utf-8",
             errors="backslashreplace",
             newline="\n",
