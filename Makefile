@@ -5,7 +5,7 @@
 TORCH ?= torch==2.13.0
 # The first Python that is new enough and can make a virtual environment; `make PYTHON=…` to choose.
 PYTHON ?= $(firstword $(shell for p in python3 python3.11 python3.12 python3.13; do \
-	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done))
+	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done; true))
 
 BIN := .venv/bin
 STAMP := .venv/.installed

@@ -49,7 +49,8 @@ def decode(decoder: msgspec.msgpack.Decoder[T], body: bytes | memoryview) -> T:
     """The message in a frame's body. Raises CorruptStream."""
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # UnicodeDecodeError: bad UTF-8 in a str
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # UnicodeDecodeError: bad UTF-8 in a str. RecursionError: a skipped value nested too deep.
         raise CorruptStream(f"no message: {error}") from None
 
 

@@ -30,13 +30,13 @@ class Journal:
     def append(self, data: bytes) -> bool:
         """Keep `data` behind what waits. False, and nothing kept, if it does not fit."""
         words = self._words
-        end = words[_END]
-        at = end - words[_BASE]
+        base = words[_BASE]
+        at = max(0, words[_END] - base)
         after = at + len(data)
         if after > CAPACITY_BYTES:
             return False
         self._text[at:after] = data
-        words[_END] = end + len(data)
+        words[_END] = base + after
         return True
 
     def begin(self, stream: Stream, generation: int, cell: int) -> None:
@@ -48,13 +48,15 @@ class Journal:
 
     def waiting(self) -> bytes:
         """What was appended and not yet marked as sent."""
-        return bytes(self._text[: self._words[_END] - self._words[_BASE]])
+        return bytes(self._text[: max(0, self._words[_END] - self._words[_BASE])])
 
     def mark_sent(self, extra_bytes: int = 0) -> None:
         """All that waits was sent, and `extra_bytes` more that never were on the page."""
-        if extra_bytes:
-            self._words[_END] += extra_bytes
-        self._words[_BASE] = self._words[_END]
+        # The base first: whoever looks between the two stores sees a base beyond the end, and so that
+        # nothing waits, which is the truth.
+        sent = self._words[_END] + extra_bytes
+        self._words[_BASE] = sent
+        self._words[_END] = sent
 
     @property
     def offset(self) -> int:

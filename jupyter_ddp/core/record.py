@@ -56,6 +56,8 @@ class RankRecord:
         """Seconds that the cell ran on the rank, by the rank's own monotonic clock."""
         self.death: str = ""
         """Why the rank's process ended ("killed by SIGKILL"), when it ended in this cell."""
+        self.ended_after = 0
+        """How many ranks had ended when this one did: the first to fail is the likeliest cause."""
         self.notices: list[str] = []
         self.transcript = Transcript()
         self.lost_messages = 0
@@ -170,8 +172,7 @@ class CellRecord:
 
     def summary(self) -> str:
         """The cause of a cell's failure in one line, the first cause first."""
-        failed = [r for r in self if r.verdict != "ok"]
-        failed.sort(key=lambda r: r.verdict == "interrupted")  # who was blocked comes after who blocked
+        failed = sorted((r for r in self if r.verdict != "ok"), key=_causes_first)
         groups = _grouped((_first_line(r), r.rank) for r in failed)
         return "; ".join(f"{named(ranks, '-')}: {words}" for words, ranks in groups)
 
@@ -227,6 +228,8 @@ class CellRecord:
             self._end(self._ranks[rank], verdict)
 
     def _end(self, r: RankRecord, verdict: Verdict) -> None:
+        if r.verdict is None:
+            r.ended_after = sum(other.verdict is not None for other in self)
         r.verdict = verdict
         r.transcript.finish()
 
@@ -246,12 +249,18 @@ class CellRecord:
             self._log.close()
 
 
+def _causes_first(r: RankRecord) -> tuple[int, int]:
+    """A death explains the others' exceptions, and who was interrupted explains nothing."""
+    order: list[Verdict | None] = ["died", "error", "unknown", "interrupted", "not-run", None]
+    return order.index(r.verdict), r.ended_after
+
+
 def _first_line(r: RankRecord) -> str:
     if r.verdict == "interrupted" and r.death:
         return r.death
     if r.error is not None:
         line = f" (line {r.error.line})" if r.error.line else ""
-        first = strip(r.error.evalue).strip().partition("\n")[0]
+        first = next(iter(strip(r.error.evalue).strip().splitlines()), "")
         words = f"{strip(r.error.ename)}: {first}" if first else strip(r.error.ename)
         return words[:300] + line
     return r.death or {"interrupted": "interrupted", "not-run": "not run"}.get(r.verdict or "", "no answer")

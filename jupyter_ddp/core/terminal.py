@@ -21,9 +21,6 @@ CONTROL = re.compile(
 )
 ANYTHING_SPECIAL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-MAX_OVERWRITES = 200
-"""Of a line that is written over more often, the last that many versions are looked at."""
-
 
 def strip(text: str) -> str:
     """The text without control sequences; of the control characters, newline and tab remain.
@@ -50,12 +47,17 @@ def overwritten(line: str) -> str:
         line = _step_back(line)
     if "\r" not in line:
         return line
-    shown = ""
-    for piece in line.split("\r")[-MAX_OVERWRITES:]:
-        # Escape sequences have no width, so a line with colours is replaced whole, not overlaid.
-        overlay = "\x1b" not in shown and "\x1b" not in piece
-        shown = piece + shown[len(piece) :] if overlay else piece or shown
-    return shown
+    # From the last drawing back: of an earlier one, only what stands beyond the later ones shows.
+    shown: list[str] = []
+    width = 0
+    for piece in reversed(line.split("\r")):
+        if "\x1b" in piece:
+            # Escape sequences have no width, so a line with colours is replaced whole, not overlaid.
+            return "".join(shown) or piece
+        if len(piece) > width:
+            shown.append(piece[width:])
+            width = len(piece)
+    return "".join(shown)
 
 
 def _step_back(line: str) -> str:

@@ -11,6 +11,7 @@ from jupyter_ddp.core.errors import UsageError
 from jupyter_ddp.core.messages import Backend, Gpu, WorkerPlace
 
 MAX_WORLD_SIZE = 4096
+_BOUND = r"(?:-?\d{1,9})?"  # of a slice
 
 
 def parse_targets(text: str, world_size: int) -> tuple[int, ...]:
@@ -29,12 +30,12 @@ def parse_targets(text: str, world_size: int) -> tuple[int, ...]:
 def _parse_part(part: str, whole: str, world_size: int) -> range:
     if part == "all":
         return range(world_size)
-    if re.fullmatch(r"-?\d*:-?\d*(:-?\d*)?", part):
+    if re.fullmatch(rf"{_BOUND}:{_BOUND}(:{_BOUND})?", part):
         bounds = [int(b) if b else None for b in part.split(":")]
         if bounds[2:] == [0]:
             raise UsageError(f"-t {whole}: a step of 0; write ::2 for every second rank")
         return range(world_size)[slice(*bounds)]
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+    found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
     if not found:
         raise UsageError(f"-t {whole}: not understood; write ranks as 2, 0,2-3, ::2 or all")
     first, last = int(found[1]), int(found[2] or found[1])
@@ -49,14 +50,15 @@ def parse_devices(text: str) -> tuple[int, ...]:
     """GPU numbers as the user counts them: "1,3" or "0-3". Raises UsageError."""
     devices: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        found = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
         if not found:
             raise UsageError(f"--devices {text}: not understood; write GPU numbers as 1,3 or 0-3")
-        devices.extend(range(int(found[1]), int(found[2] or found[1]) + 1))
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise UsageError(f"--devices {text}: {first}-{last} runs backwards; write {last}-{first}")
+        devices.extend(range(first, last + 1))
     if len(set(devices)) != len(devices):
-        raise UsageError(f"--devices {text}: names a GPU twice")
-    if not devices:
-        raise UsageError(f"--devices {text}: names no GPU; write 1,3 or 0-3")
+        raise UsageError(f"--devices {text}: names a GPU twice; write each once")
     return tuple(devices)
 
 
@@ -90,21 +92,23 @@ def visible_gpus(gpus: Sequence[Gpu], setting: str | None) -> list[str]:
     """Identifiers of the GPUs that CUDA_VISIBLE_DEVICES leaves visible, in CUDA's order.
 
     As CUDA reads it: a comma-separated list of indices or UUID prefixes, cut at the first that names
-    no GPU (CUDA C++ Programming Guide, "CUDA Environment Variables").
+    no GPU (CUDA C++ Programming Guide, "CUDA Environment Variables"); a GPU named twice leaves none.
     """
     if setting is None:
         return [gpu.uuid for gpu in gpus]
     seen: list[str] = []
     for raw in setting.split(","):
         item = raw.strip()
-        if item.isdigit():
+        if item.isdecimal():
             match = [gpu.uuid for gpu in gpus if gpu.index == int(item)]
         elif item.startswith("MIG-"):
             match = [item]  # a slice of a GPU; the driver alone knows whether it exists
         else:
             match = [gpu.uuid for gpu in gpus if item and gpu.uuid.startswith(item)]
-        if len(match) != 1 or match[0] in seen:
+        if len(match) != 1:
             break
+        if match[0] in seen:
+            return []
         seen += match
     return seen
 

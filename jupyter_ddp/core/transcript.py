@@ -37,7 +37,8 @@ class Text:
         for line in whole:
             self._append_line(overwritten(line) + "\n")
         before, cr, after = rest.rpartition("\r")
-        self._open = _cut(overwritten(before) + cr + after) if cr else _cut(rest)
+        # Each by itself: a cut through the carriage return would mix two drawings of one line.
+        self._open = _cut(overwritten(before)) + cr + _cut(overwritten(after))
         self._trim()
 
     def _append_line(self, line: str) -> None:

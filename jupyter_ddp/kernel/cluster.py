@@ -186,7 +186,11 @@ class Cluster:
             self.close()
             raise PoolError(error)
         self._run_id = secrets.token_hex(4)  # a new pool never meets the store's keys of an earlier one
-        plan = self._plan(n or self._n, backend or self._backend, devices or self._devices)
+        plan = self._plan(
+            self._n if n is None else n,
+            self._backend if backend is None else backend,
+            self._devices if devices is None else devices,
+        )
         self._come_up(p.StartRequested(plan, self._surroundings(plan)))
         self._n = len(plan.places)
         self._backend, self._devices = backend or self._backend, devices or self._devices
@@ -341,7 +345,11 @@ class Cluster:
             self._rendezvous = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()  # no `with` block begins, so none ends
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

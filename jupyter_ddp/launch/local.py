@@ -17,6 +17,10 @@ PRELOAD = (
     "torch",
     "torch.distributed",
     "IPython.core.interactiveshell",
+    "IPython.core.completerlib",
+    "IPython.core.crashhandler",
+    "IPython.core.magics",
+    "IPython.core.oinspect",
     "matplotlib_inline.backend_inline",
 )
 """What every rank needs, imported once before it is forked."""

@@ -261,6 +261,8 @@ class Agent:
         if self._ranks.get(process.rank) is process:
             del self._ranks[process.rank]
         process.close()
+        if not self._ranks:
+            self._forkserver.go_on()
 
     # -- the end ---------------------------------------------------------------------------------
 

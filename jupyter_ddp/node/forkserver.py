@@ -23,11 +23,23 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from jupyter_ddp.node.heap import settle
+
 FDS_PER_RANK = 5
 MAX_BATCH = 40  # Linux passes at most 253 descriptors in one message
 
-_DYNAMO_STEPS = ("sympy", "torch._inductor.config", "torch._functorch.aot_autograd", "torch._dynamo")
-"""What the first DistributedDataParallel imports: some seconds, in steps between which we look up."""
+FORK, GO_ON = b"fork", b"go on"
+
+_LATER_STEPS = (
+    "stack_data",
+    "pygments.lexers.python",
+    "sympy",
+    "torch._inductor.config",
+    "torch._functorch.aot_autograd",
+    "torch._dynamo",
+)
+"""What a first traceback and the first DistributedDataParallel import: a second or more, in steps
+between which we look up."""
 
 
 def main() -> None:
@@ -45,26 +57,32 @@ def _serve(link: socket.socket, preload: Sequence[str], entry: str) -> None:
     for name in preload:
         importlib.import_module(name)
     module, _, function = entry.partition(":")
-    begin = getattr(importlib.import_module(module), function)
-    gc.freeze()
+    worker = importlib.import_module(module)
+    if hasattr(worker, "prepare"):
+        worker.prepare()
+    begin = getattr(worker, function)
+    filling = settle(collect=False)
     _say(link, "torch", time.monotonic() - started)
-    steps = list(_DYNAMO_STEPS)
+    steps = list(_LATER_STEPS)
+    paused = False
     while True:
-        readable = select.select([link], [], [], 0 if steps else None)[0]
+        readable = select.select([link], [], [], 0 if steps and not paused else None)[0]
         if readable:
-            fds = _receive(link)
-            if not fds:
+            request, fds = _receive(link)
+            if not request:
                 return
-            pids = _fork_batch(link, fds, begin)
-            link.send(json.dumps({"pids": pids}).encode())
-        elif steps:
+            # What is imported from now on is not shared with ranks that exist: it would only cost.
+            paused = request == FORK
+            if paused:
+                pids = _fork_batch(fds, begin)
+                link.send(json.dumps({"pids": pids}).encode())
+        else:
             try:
                 importlib.import_module(steps.pop(0))
             except ImportError:
                 continue  # another version of torch: its first DDP constructor imports it then
             if not steps:
-                gc.collect()
-                gc.freeze()
+                filling += settle(collect=True)
                 _say(link, "dynamo", time.monotonic() - started)
 
 
@@ -72,18 +90,18 @@ def _say(link: socket.socket, stage: str, seconds: float) -> None:
     link.send(json.dumps({"stage": stage, "seconds": seconds}).encode())
 
 
-def _receive(link: socket.socket) -> list[int]:
-    """The descriptors of the ranks to fork, FDS_PER_RANK each; none when the agent is gone."""
+def _receive(link: socket.socket) -> tuple[bytes, list[int]]:
+    """FORK with the descriptors of the ranks, FDS_PER_RANK each; GO_ON; or b"": the agent is gone."""
     size = array.array("i").itemsize
     data, ancillary, _, _ = link.recvmsg(64, socket.CMSG_SPACE(MAX_BATCH * FDS_PER_RANK * size))
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) - len(payload) % size])
-    return list(fds) if data else []
+    return data, list(fds)
 
 
-def _fork_batch(link: socket.socket, fds: list[int], begin: object) -> list[int]:
+def _fork_batch(fds: list[int], begin: object) -> list[int]:
     """Fork a rank for each set of descriptors; when this returns they are the agent's children."""
     agent = os.getppid()
     out, into = os.pipe()

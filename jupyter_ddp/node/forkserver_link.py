@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.node.forkserver import FDS_PER_RANK, MAX_BATCH
+from jupyter_ddp.node.forkserver import FDS_PER_RANK, FORK, GO_ON, MAX_BATCH
 
 _STDERR_BYTES = 8 * 1024
 
@@ -49,8 +50,13 @@ class Forkserver:
         for at in range(0, len(ranks), MAX_BATCH):
             batch = array.array("i", [fd for rank_fds in fds[at : at + MAX_BATCH] for fd in rank_fds])
             assert len(batch) == FDS_PER_RANK * len(ranks[at : at + MAX_BATCH])
-            socket.send_fds(self.link, [b"fork"], list(batch))
+            socket.send_fds(self.link, [FORK], list(batch))
             self._asked.append(list(ranks[at : at + MAX_BATCH]))
+
+    def go_on(self) -> None:
+        """No rank lives: import what was put off for them."""
+        with contextlib.suppress(OSError):  # it is gone: `read` tells
+            self.link.send(GO_ON)
 
     def read(self) -> list[m.WorkerForked | m.Preloaded] | None:
         """What it says now; None when it is gone. Called when `link` is readable."""

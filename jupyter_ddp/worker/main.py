@@ -26,12 +26,29 @@ from jupyter_ddp.worker.adoption import Adoption, PartialWorlds
 from jupyter_ddp.worker.control import ControlThread
 from jupyter_ddp.worker.group import Group
 from jupyter_ddp.worker.interrupts import InterruptGate
+from jupyter_ddp.worker.late_imports import WithoutCollections
 from jupyter_ddp.worker.outbox import Outbox
 from jupyter_ddp.worker.shell import RankShell
 from jupyter_ddp.worker.streams import Streams
 from jupyter_ddp.worker.surroundings import apply_surroundings, torchrun_environ
 
 _PR_SET_PDEATHSIG = 1
+
+
+def prepare() -> None:
+    """In the forkserver, before any rank exists: make the shell, whose memory all ranks then share.
+
+    It has no threads: without history there is nothing that would start one. A first cell makes what
+    IPython makes on first use.
+    """
+    shell = RankShell.instance(outbox=_Mute())
+    shell.run(m.RunCell(m.NO_CELL, "None\n1\n"))
+
+
+class _Mute:
+    """An outbox where there is nobody to talk to."""
+
+    def say(self, kind: type[m.FromRank], **fields: object) -> None: ...
 
 
 def begin(cells_fd: int, control_fd: int, page_fd: int, agent_pid: int) -> None:
@@ -91,13 +108,15 @@ class Worker:
         self._surroundings = begin.surroundings
         outbox.rank = begin.place.rank
         apply_surroundings(begin.surroundings, begin.place)
+        WithoutCollections.install()
         self._streams = Streams(outbox)
         self._streams.install()
         self._group = Group(begin.surroundings)
         self._adoption = Adoption(self._group, lambda text: outbox.say(m.Notice, text=text))
         self._adoption.install()
         self._partial = PartialWorlds()
-        self._shell = RankShell(outbox)
+        self._shell = RankShell.instance()
+        self._shell.outbox = outbox
         self._control = ControlThread(control, outbox, journal, self._group, self._shell.is_cell_file)
         self._seed(begin.surroundings.seed + begin.place.rank)
         self._introduce(begin.place)
@@ -106,7 +125,8 @@ class Worker:
 
     def _seed(self, seed: int) -> None:
         """Forked ranks have the same generators' states: give each its own."""
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        torch.cuda.manual_seed_all(seed)  # takes effect when, and if, CUDA is initialised
         random.seed()
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()

@@ -20,9 +20,9 @@ from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets import Any as AnyTrait
 from traitlets import Type
+from traitlets.config import Config
 
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.worker.outbox import Outbox
 from jupyter_ddp.worker.tracebacks import user_traceback
 
 
@@ -75,8 +75,9 @@ class RankShell(InteractiveShell):
     displayhook_class = Type(RankDisplayHook)
     display_pub_class = Type(RankDisplayPublisher)
     outbox: Any = AnyTrait()
+    """The rank's Outbox. Set in the rank: the shell is made before the rank is forked."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         self.current_source = ""
         self._failure: m.CellError | None = None
         self.raised: BaseException | None = None
@@ -84,19 +85,14 @@ class RankShell(InteractiveShell):
         main = types.ModuleType("__main__")
         main.__dict__["__builtins__"] = builtins
         sys.modules["__main__"] = main
-        super().__init__(outbox=outbox, user_module=main)
-        for cls in (InteractiveShell, type(self)):  # what get_ipython() in a cell looks up
-            setattr(cls, "_instance", self)  # noqa: B010  # traitlets' own registry, typed as always empty
-        self.loop = asyncio.new_event_loop()
+        # Without history there is neither its thread nor its file.
+        config = Config({"HistoryManager": {"enabled": False}})
+        super().__init__(config=config, user_module=main, **kwargs)
+        self._loop: asyncio.AbstractEventLoop | None = None
         builtins.input = _no_input
         inspect.getfile = _getfile_of_cells(inspect.getfile)
 
     # -- parts of IPython that a rank has no use for ---------------------------------------------
-
-    def init_history(self) -> None:
-        super().init_history()
-        assert self.history_manager is not None
-        self.history_manager.enabled = False
 
     def init_sys_modules(self) -> None:
         """`__main__` is the user's module already."""
@@ -134,7 +130,7 @@ class RankShell(InteractiveShell):
             silent=False,
             transformed_cell=order.source,
         )
-        result = self.loop.run_until_complete(coroutine) if order.awaits else _run_to_end(coroutine)
+        result = self._run_in_loop(coroutine) if order.awaits else _run_to_end(coroutine)
         self.events.trigger("post_execute")
         self.events.trigger("post_run_cell", result)
         error = result.error_before_exec or result.error_in_exec
@@ -145,6 +141,13 @@ class RankShell(InteractiveShell):
         if self._failure is None:
             self._note_error(type(error), error, error.__traceback__)
         return self._failure
+
+    def _run_in_loop(self, coroutine: Any) -> Any:
+        """One event loop for all cells, so that what a cell leaves in it goes on in the next."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        return self._loop.run_until_complete(coroutine)
 
     def forget_last_error(self) -> None:
         """A traceback holds every tensor of its frames: the failed cell's go when the next begins."""

@@ -48,6 +48,7 @@ CUTS = st.lists(st.integers(0, 10**6), max_size=12)
 
 @given(TERMINAL | COLOURED.map("".join), CUTS)
 @example("abc\ry\r\bz\n", [9])
+@example("header" + "\rx" * 250, [306])
 def test_how_output_is_split_does_not_show(text: str, cuts: list[int]) -> None:
     """The same bytes, cut anywhere, give the same display."""
     data = text.encode()

@@ -125,9 +125,8 @@ def imported_with(code: str, *suspects: str) -> list[str]:
     """Which of these modules a fresh Python has imported after this code."""
     code += f"\nimport json, sys\nprint(json.dumps([name for name in {suspects!r} if name in sys.modules]))"
     environment = {"PYTHONPATH": str(PACKAGE.parent), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, check=True
-    )
+    command = [sys.executable, "-B", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
     found: list[str] = json.loads(done.stdout)
     return found
 

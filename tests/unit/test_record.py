@@ -229,6 +229,13 @@ def test_the_first_cause_comes_first(record: CellRecord, ranks: Ranks) -> None:
     assert record.summary().startswith("rank 2: ZeroDivisionError")
 
 
+def test_a_death_comes_before_the_errors_it_caused(record: CellRecord, ranks: Ranks) -> None:
+    """Neighbours may notice a death before it is reported: the death still leads the line."""
+    record.fold(ranks.fails(0, "RuntimeError", "Connection closed by peer"))
+    record.die(died(2, line=4))
+    assert record.summary().startswith("rank 2: killed by SIGKILL (line 4); rank 0: RuntimeError")
+
+
 def test_half_a_character_is_shown_at_the_end(record: CellRecord, ranks: Ranks) -> None:
     """When a rank ends in the middle of a character, the display shows that something was there."""
     record.fold(ranks.fd_prints(0, b"a\xf0\x9f"))

@@ -1,0 +1,53 @@
+"""The notebook kernels that a module's tests share. RANKS in a module sets its pool's size (2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from jupyter_core.utils import ensure_event_loop
+
+from tests.integration.notebook_kernel import NotebookKernel
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _event_loop_of_jupyter_client() -> None:
+    """jupyter_client makes it once and keeps it: it belongs to no module's leftovers."""
+    ensure_event_loop()
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[NotebookKernel]:
+    """A notebook kernel with a pool, shared by the module's tests."""
+    with NotebookKernel(tmp_path_factory.mktemp("notebook")) as kernel:
+        kernel.start_pool(getattr(request.module, "RANKS", 2))
+        yield kernel
+
+
+@pytest.fixture
+def nb(kernel: NotebookKernel) -> NotebookKernel:
+    """The shared kernel as a batch front end has it: nobody watches, each output is shown once."""
+    kernel.live = False
+    return kernel
+
+
+@pytest.fixture
+def lab(kernel: NotebookKernel) -> NotebookKernel:
+    """The shared kernel as JupyterLab has it: output is shown while the cell runs."""
+    kernel.live = True
+    return kernel
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Callable[..., NotebookKernel]]:
+    """Makes notebook kernels that the test has for itself; they are closed after it."""
+    made: list[NotebookKernel] = []
+
+    def make(environ: dict[str, str] | None = None) -> NotebookKernel:
+        made.append(NotebookKernel(tmp_path / f"kernel{len(made)}", environ))
+        return made[-1]
+
+    yield make
+    for kernel in made:
+        kernel.close()

@@ -1,0 +1,519 @@
+"""The pool's machine in a world of fake ranks, whatever happens in whatever order.
+
+Each example is a string of bytes, and each byte chooses what happens next: the user asks for something,
+a node agent obeys or is heard, a rank does the next thing, fails or dies, a deadline comes. Orders and
+messages travel in queues, so that what the pool hears may be out of date. A judge holds every effect
+against what must always be so. (JUPYTER_DDP_POOL_EXAMPLES raises the number of examples.)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.core import pool as p
+from jupyter_ddp.core.topology import Plan, make_plan
+
+EXAMPLES = int(os.environ.get("JUPYTER_DDP_POOL_EXAMPLES", "1000"))
+MAX_RANKS = 4
+SURROUNDINGS = m.Surroundings({}, "/", [], "127.0.0.1", 1, "run", 0)
+AT_REST = (p.Phase.STOPPED, p.Phase.READY, p.Phase.RUNNING)
+
+
+class Process:
+    """One rank's process: asked for, born, then an inbox that it works through; at last dead."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.pid = 0
+        self.alive = True
+        self.connected = False
+        self.inbox: deque[m.RankCommand] = deque()
+        self.doing: m.FormGroup | m.RunCell | None = None
+        self.broken = False
+        self.confirmed = False  # a start or resize with it has succeeded: it is the user's now
+        self.doomed = False  # to be killed at birth
+        self.unkillable = False
+        self.deaf = False  # hangs in its exit functions
+        self.exit_heard = False
+
+    def __repr__(self) -> str:
+        return f"<rank {self.rank}, pid {self.pid}>"
+
+
+class Judge:
+    """Knows what was asked and what has truly happened, and checks every effect against it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.members: dict[int, Process] = {}
+        self.cells: dict[int, p.CellRequested] = {}
+        self.ended: set[int] = set()
+        self.running: p.CellRequested | None = None
+        self.replies: dict[tuple[int, int], str] = {}
+        self.exits: set[tuple[int, int]] = set()
+        self.unreported: dict[int, Process] = {}
+        self.presses = 0
+        self.stops_open = self.starts_open = self.launches_due = 0
+        self.wanted = 0
+        self.request: p.StartRequested | p.ResizeRequested | None = None
+
+    # -- before and after each event ---------------------------------------------------------------
+
+    def hear(self, event: p.Event, source: Process | None) -> None:
+        phase = self.world.pool.phase
+        match event:
+            case p.StartRequested() | p.ResizeRequested():
+                self.starts_open += 1
+                self._hear_request(event, phase)
+            case p.StopRequested():
+                self.stops_open += 1
+            case p.CellRequested():
+                self.cells[event.cell] = event
+            case p.InterruptRequested():
+                self.presses += 1
+            case m.CellFinished():
+                self.replies[event.cell, event.rank] = event.verdict
+            case m.WorkerExited():
+                assert source is not None
+                source.exit_heard = True
+                self.exits.add((event.rank, event.pid))
+                asked_for = phase in (p.Phase.STOPPING, p.Phase.STOPPED)
+                if self.members.get(event.rank) is source and not asked_for:
+                    self.unreported[event.rank] = source
+            case _:
+                pass
+
+    def _hear_request(self, event: p.StartRequested | p.ResizeRequested, phase: p.Phase) -> None:
+        n = len(event.plan.places)
+        starts = isinstance(event, p.StartRequested)
+        if starts:
+            accepted = phase is p.Phase.STOPPED
+        else:
+            accepted = phase is p.Phase.READY and not any(q.exit_heard for q in self.members.values())
+        if not accepted:
+            return
+        self.request = event
+        if not starts and n < self.wanted:
+            self.members = {r: q for r, q in self.members.items() if r < n}
+            self.wanted = n  # what is let go cannot come back, whatever becomes of the resize
+        self.launches_due = n if starts else max(0, n - self.wanted)
+
+    def judge(self, event: p.Event, effects: list[p.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case p.SendToNodes(ranks, message):
+                    assert ranks
+                    self._judge_order(message)
+                case p.StartFinished(error):
+                    self._judge_start(error)
+                case p.StopFinished():
+                    self.stops_open -= 1
+                    assert self.stops_open >= 0
+                case p.CellEnded():
+                    self._judge_cell(effect, event)
+                case p.CellRefused(cell, reason):
+                    assert reason
+                    self._end(cell)
+                case p.Announced(text):
+                    self._reported(text)
+        if self.world.pool.phase is p.Phase.STOPPED:
+            self.members, self.launches_due, self.request, self.wanted = {}, 0, None, 0
+        if isinstance(event, p.NodeLost):
+            assert not self.unreported or effects
+            self.unreported.clear()
+
+    # -- kinds of effects --------------------------------------------------------------------------
+
+    def _judge_order(self, message: m.KernelToNode) -> None:
+        match message:
+            case m.StartRanks(places):
+                self.launches_due -= len(places)
+                assert self.launches_due >= 0, "more launches than were asked for"
+                for place in places:
+                    self.members[place.rank] = Process(place.rank)
+            case m.Tell(ranks, m.RunCell() as run):
+                asked = self.cells[run.cell]
+                assert self.running is None, "two cells at a time"
+                assert run.cell not in self.ended
+                assert tuple(ranks) == asked.targets
+                assert len(self.members) == self.wanted, "not at the wanted world size"
+                assert run.members == (() if len(ranks) == self.wanted else asked.targets)
+                assert not any(self.members[r].exit_heard for r in ranks), "sent to a dead rank"
+                self.running, self.presses = asked, 0
+            case m.Tell(_, m.FormGroup(_, _, place)):
+                assert place.world_size == len(self.members)
+            case m.Tell():
+                pass
+            case m.SignalRanks(ranks, number):
+                if number == signal.SIGKILL:
+                    assert all(self._may_be_killed(r) for r in ranks), "killed unasked"
+                else:
+                    assert self.presses, "interrupted unasked"
+
+    def _may_be_killed(self, rank: int) -> bool:
+        process = self.members.get(rank)
+        if process is None or not process.confirmed or self.stops_open:
+            return True
+        return self.running is not None and self.presses >= 3 and rank in self.running.targets
+
+    def _judge_start(self, error: str) -> None:
+        self.starts_open -= 1
+        assert self.starts_open >= 0
+        self._reported(error)
+        if self.request is None or error.startswith("the pool is "):
+            return
+        request, self.request = self.request, None
+        if not error:
+            self.wanted = len(request.plan.places)
+            assert set(self.members) == set(range(self.wanted))
+            for process in self.members.values():
+                assert process.connected
+                process.confirmed = True
+        elif isinstance(request, p.ResizeRequested):
+            self.members = {r: q for r, q in self.members.items() if q.confirmed}
+
+    def _judge_cell(self, effect: p.CellEnded, event: p.Event) -> None:
+        asked = self.running
+        assert asked is not None and asked.cell == effect.cell
+        assert set(effect.verdicts) == set(asked.targets)
+        self._end(effect.cell)
+        self.running = None
+        deaths = {exit.rank: exit.pid for exit in effect.deaths}
+        assert len(deaths) == len(effect.deaths), "a death told twice"
+        for rank, verdict in effect.verdicts.items():
+            reply = self.replies.get((effect.cell, rank))
+            if verdict in ("ok", "error", "interrupted"):
+                assert reply == verdict, "credit for a reply that was never made"
+            elif verdict == "died" and not isinstance(event, p.NodeLost):
+                assert (rank, deaths[rank]) in self.exits, "a death that never was"
+                self.unreported.pop(rank, None)
+            else:
+                assert effect.reasons[rank], "an end without words"
+
+    def _end(self, cell: int) -> None:
+        assert cell in self.cells and cell not in self.ended, "a cell ended twice"
+        self.ended.add(cell)
+
+    def _reported(self, text: str) -> None:
+        for rank in list(self.unreported):
+            if f"rank {rank} died" in text or f"rank {rank} ended" in text:
+                del self.unreported[rank]
+
+    def at_rest(self) -> None:
+        pool = self.world.pool
+        assert pool.phase in AT_REST
+        assert not self.starts_open and not self.stops_open, "a request without an answer"
+        running = {self.running.cell} if self.running else set()
+        assert set(self.cells) - self.ended == running, "a cell that never ends"
+        assert (pool.phase is p.Phase.RUNNING) == bool(running)
+        if pool.phase is p.Phase.RUNNING:  # a rank may compute for ever: nothing is killed unasked
+            assert any(self.members[r].alive for r in pool.running_on)
+        assert not (set(self.unreported) - set(pool.running_on if running else ())) or running, "an unreported death"
+
+
+class World:
+    """A user, one node agent and its ranks, around a pool; all of it in one thread and on a fake clock."""
+
+    def __init__(self) -> None:
+        self.pool = p.Pool()
+        self.judge = Judge(self)
+        self.now = 100.0
+        self.history: list[tuple[float, p.Event, p.Phase, list[p.Effect]]] = []
+        self.cells = 0
+        self.processes: list[Process] = []
+        self.orders: deque[tuple[m.KernelToNode, list[Process]]] = deque()
+        self.said: deque[tuple[Any, Process | None]] = deque()
+        self._new_agent()
+
+    def _new_agent(self) -> None:
+        self.orders.clear()
+        self.said.clear()
+        self.by_rank: dict[int, Process] = {}
+        self.unborn: deque[Process] = deque()
+        self.preloaded = self.forkserver_gone = False
+
+    # -- the pool and its exchange -----------------------------------------------------------------
+
+    def handle(self, event: p.Event, source: Process | None = None) -> None:
+        self.judge.hear(event, source)
+        effects = self.pool.handle(event, self.now)
+        self.history.append((self.now, event, self.pool.phase, effects))
+        self.judge.judge(event, effects)
+        for effect in effects:
+            if isinstance(effect, p.SendToNodes):
+                new: list[Process] = []
+                if isinstance(effect.message, m.StartRanks):
+                    new = [self.judge.members.get(place.rank) or Process(place.rank) for place in effect.message.places]
+                    self.processes += new
+                self.orders.append((effect.message, new))
+        deadline = self.pool.next_deadline
+        if isinstance(event, p.Ticked) and deadline is not None:
+            assert deadline > self.now, "a deadline that has passed stays: the clock would spin"
+
+    def deliver(self) -> None:
+        message, source = self.said.popleft()
+        self.handle(message, source)
+
+    def tick(self) -> None:
+        if (deadline := self.pool.next_deadline) is not None:
+            self.now = max(self.now, deadline)
+            self.handle(p.Ticked())
+
+    # -- the node agent ----------------------------------------------------------------------------
+
+    def obey(self) -> None:
+        order, new = self.orders.popleft()
+        match order:
+            case m.StartRanks():
+                self.by_rank |= {q.rank: q for q in new}
+                self.unborn += new
+                if self.forkserver_gone:
+                    self.lose_forkserver()
+            case m.Tell(ranks, command):
+                for process in self._living(ranks):
+                    if isinstance(command, m.BreakGroup):
+                        process.broken = True
+                    else:
+                        process.inbox.append(command)
+            case m.SignalRanks(ranks, number):
+                for process in self._living(ranks):
+                    if number == signal.SIGKILL:
+                        self._kill(process)
+
+    def _living(self, ranks: list[int]) -> list[Process]:
+        return [self.by_rank[r] for r in ranks if r in self.by_rank and self.by_rank[r].alive]
+
+    def _kill(self, process: Process) -> None:
+        """SIGKILL also reaches a rank that is only asked for: it is withdrawn, or killed at birth."""
+        if process.pid:
+            if not process.unkillable:
+                self.die(process, signal.SIGKILL)
+        elif self.preloaded:
+            process.doomed = True
+        elif process in self.unborn:
+            self.unborn.remove(process)
+            self.die(process, signal.SIGKILL)
+
+    def lose_forkserver(self) -> None:
+        self.forkserver_gone = True
+        for process in self.unborn:
+            process.alive = False
+        self.unborn.clear()
+        self.said.append((m.PreloadFailed("no torch"), None))
+
+    def fork(self, choice: int) -> None:
+        process = self.unborn.popleft()
+        taken = {q.pid for q in self.processes if q.alive}
+        process.pid = next(pid for pid in range(100, 200) if pid not in taken)  # PIDs come round again
+        hasty = choice & 1 and not any(q.rank == process.rank and q.alive for q in self.processes if q is not process)
+        if hasty:  # its first words overtake the forkserver's
+            self._connect(process)
+        self.said.append((m.WorkerForked(process.rank, process.pid), process))
+        if process.doomed:
+            self.die(process, signal.SIGKILL)
+
+    def die(self, process: Process, status: int) -> None:
+        process.alive = False
+        exit = m.WorkerExited(process.rank, process.pid, status, 0, 0, "", 0)
+        self.said.append((exit, process))
+
+    # -- ranks -------------------------------------------------------------------------------------
+
+    def _connect(self, process: Process) -> None:
+        process.connected = True
+        self.said.append((m.WorkerConnected(process.rank, 0, 0, 0, process.pid), process))
+
+    def act(self, process: Process) -> None:
+        """The next thing that a rank does of itself; one that runs a cell goes on computing."""
+        if not process.connected:
+            self._connect(process)
+            return
+        order = process.inbox.popleft()
+        if isinstance(order, m.EndWorker):
+            if process.deaf:
+                process.doing = m.RunCell(0, "")
+            else:
+                self.die(process, 0)
+            return
+        assert isinstance(order, m.FormGroup | m.RunCell)
+        process.doing = order
+        if isinstance(order, m.FormGroup):
+            process.broken = False
+            self._maybe_formed(order)
+
+    def _maybe_formed(self, order: m.FormGroup) -> None:
+        """The group stands when every rank of the world has come to it."""
+        there = [q for q in self.processes if q.alive and _generation(q) == order.generation]
+        if len(there) == order.place.world_size:
+            for process in there:
+                process.doing = None
+                formed = m.GroupFormed(process.rank, order.generation, 0, 0, 0.01)
+                self.said.append((formed, process))
+
+    def fail_forming(self, process: Process) -> None:
+        assert isinstance(process.doing, m.FormGroup)
+        failed = m.GroupFailed(process.rank, process.doing.generation, 0, 0, "refused")
+        process.doing = None
+        self.said.append((failed, process))
+
+    def finish(self, process: Process, choice: int) -> None:
+        assert isinstance(process.doing, m.RunCell)
+        verdict: Any = ("ok", "ok", "error", "interrupted")[choice % 4]
+        finished = m.CellFinished(process.rank, 1, process.doing.cell, 0, verdict, 0.1, process.broken)
+        process.doing = None
+        self.said.append((finished, process))
+
+    def active(self) -> list[Process]:
+        return [q for q in self.processes if q.alive and q.pid and not q.doing and (q.inbox or not q.connected)]
+
+    def settle(self, ranks_act: bool = True) -> None:
+        """Until nothing more happens by itself."""
+        while True:
+            if self.orders:
+                self.obey()
+            elif self.said:
+                self.deliver()
+            elif self.unborn and (self.preloaded or ranks_act) and not self.forkserver_gone:
+                self.preloaded = True
+                self.fork(0)
+            elif ranks_act and (active := self.active()):
+                self.act(active[0])
+            else:
+                return
+
+    # -- what may happen next ----------------------------------------------------------------------
+
+    def choices(self) -> list[Callable[[int], None]]:
+        """Everything that is possible now, the likely things several times."""
+        may: list[Callable[[int], None]] = [lambda _: self.settle()] * 4
+        if self.orders:
+            may += [lambda _: self.obey()] * 2
+        if self.said:
+            may += [lambda _: self.deliver()] * 2
+        if self.unborn and self.preloaded:
+            may += [self.fork] * 2
+        if not self.preloaded and not self.forkserver_gone:
+            may += [self._preload]
+        if not self.forkserver_gone:
+            may += [lambda _: self.lose_forkserver()]
+        if active := self.active():
+            may += [lambda c: self.act(active[c % len(active)])] * 2
+        if running := [q for q in self.processes if q.alive and isinstance(q.doing, m.RunCell) and q.doing.cell]:
+            may += [lambda c: self.finish(running[c % len(running)], c // 4)] * 6
+        if forming := [q for q in self.processes if q.alive and isinstance(q.doing, m.FormGroup)]:
+            may += [lambda c: self.fail_forming(forming[c % len(forming)])]
+        if born := [q for q in self.processes if q.alive and q.pid and not q.unkillable]:
+            may += [lambda c: self.die(born[c % len(born)], (9, 11, 256, 0)[c // 4 % 4])] * 2
+            may += [lambda c: _spoil(born[c % len(born)], c)]
+        may += [lambda _: self._user_cell(range(self.pool.world_size or 1))] * 4
+        may += [lambda c: self._user_cell([r for r in range(MAX_RANKS) if c >> r & 1])]
+        may += [lambda c: self.handle(p.StartRequested(_plan(1 + c % MAX_RANKS), SURROUNDINGS))] * 2
+        may += [lambda c: self.handle(p.ResizeRequested(_plan(1 + c % MAX_RANKS), SURROUNDINGS))] * 2
+        may += [lambda _: self.handle(p.InterruptRequested())] * 2
+        may += [lambda _: self.handle(p.StopRequested())]
+        may += [lambda _: self.tick()] * 2
+        may += [lambda c: self._wait(c / 10)]
+        may += [self._lose_node]
+        return may
+
+    def _user_cell(self, targets: Any) -> None:
+        self.cells += 1
+        self.handle(p.CellRequested(self.cells, tuple(targets), "pass", False, 1))
+
+    def _preload(self, _: int) -> None:
+        self.preloaded = True
+
+    def _wait(self, seconds: float) -> None:
+        """Time passes, but never past a deadline: the exchange keeps those."""
+        deadline = self.pool.next_deadline
+        self.now = self.now + seconds if deadline is None else min(self.now + seconds, deadline)
+        self.handle(p.Ticked())
+
+    def _lose_node(self, _: int) -> None:
+        for process in self.processes:
+            process.alive = False
+        self._new_agent()
+        self.handle(p.NodeLost(0, "the node agent was killed"))
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def come_to_rest(self) -> None:
+        """Nobody does anything any more but to be killed: the deadlines alone must do."""
+        for _ in range(20):
+            self.settle(ranks_act=False)
+            if self.pool.next_deadline is None and not self.orders and not self.said:
+                break
+            self.tick()
+        else:
+            raise AssertionError("deadlines do not bring it to rest")
+        self.judge.at_rest()
+
+    def play(self, script: bytes) -> None:
+        for first, second in zip(script[::2], script[1::2], strict=False):
+            may = self.choices()
+            may[first % len(may)](second)
+        self.come_to_rest()
+        self.handle(p.StopRequested())
+        self.preloaded = not self.forkserver_gone
+        self.come_to_rest()
+        assert self.pool.phase is p.Phase.STOPPED
+        left = [q for q in self.processes if q.alive and not q.unkillable]
+        assert not left, f"processes left: {left}"
+        named = {pid for *_, effects in self.history for e in effects for pid in _unkillable(e)}
+        stuck = {q.pid for q in self.processes if q.alive}
+        assert stuck <= named, "an unkillable process that was never named"
+
+    def replay(self) -> None:
+        """The record of one run drives a fresh machine to the same effects."""
+        again = p.Pool()
+        for now, event, phase, effects in self.history:
+            assert again.handle(event, now) == effects
+            assert again.phase is phase
+
+
+def _plan(n: int) -> Plan:
+    return make_plan(n, [])
+
+
+def _generation(process: Process) -> int:
+    return process.doing.generation if isinstance(process.doing, m.FormGroup) else 0
+
+
+def _spoil(process: Process, choice: int) -> None:
+    process.deaf = True
+    process.unkillable = choice >= 128
+
+
+def _unkillable(effect: p.Effect) -> set[int]:
+    if isinstance(effect, p.StopFinished):
+        return set(effect.unkillable)
+    if isinstance(effect, p.StartFinished) and "does not end" in effect.error:
+        return {int(word) for word in effect.error.replace(",", " ").split() if word.isdigit()}
+    return set()
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@given(st.binary(min_size=24, max_size=120))
+def test_whatever_happens(script: bytes) -> None:
+    """Whatever users, ranks and agents do, the machine keeps its promises and comes to rest."""
+    world = World()
+    try:
+        world.play(script)
+        world.replay()
+    except Exception:
+        hypothesis.note("\n".join(_told(*entry) for entry in world.history))
+        raise
+
+
+def _told(now: float, event: p.Event, phase: p.Phase, effects: list[p.Effect]) -> str:
+    arrow = "\n        → "
+    return f"{now:7.1f} {event} ({phase.value})" + "".join(f"{arrow}{effect}" for effect in effects)
