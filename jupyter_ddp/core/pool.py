@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 from msgspec import Struct
@@ -175,9 +175,10 @@ class _RunningCell:
         self.verdicts: dict[int, Verdict] = {}
         self.deaths: list[m.WorkerExited] = []
         self.reasons: dict[int, str] = {}
+        self.targets = targets
         self.presses = 0
         """How often the user asked to interrupt it."""
-        self.break_sent = False
+        self.break_sent = self.kill_sent = False
         self.group_broken = False
         self._blocked: set[int] = set()
 
@@ -212,7 +213,10 @@ class Pool:
         self._failure = ""  # why a start is being undone
         self._kill_sent = False
         self._before_resize: tuple[Plan, dict[int, RankState]] | None = None
-        self._left: set[int] = set()  # PIDs of ranks that a resize let go
+        self._stops = 0  # requests to stop that wait for an answer
+        self._gone: list[RankState] = []
+        """Let go of, and not known to have ended; their ranks' numbers may have new processes."""
+        self._gone_deadline: float | None = None
 
     # -- what others may read --------------------------------------------------------------------
 
@@ -223,7 +227,8 @@ class Pool:
     @property
     def next_deadline(self) -> float | None:
         """When `Ticked` is due, on the clock that `now` comes from; None: nothing is waited for."""
-        return self._deadline
+        due = [d for d in (self._deadline, self._gone_deadline) if d is not None]
+        return min(due) if due else None
 
     @property
     def dead(self) -> tuple[int, ...]:
@@ -258,7 +263,7 @@ class Pool:
             case Ticked():
                 return self._tick(now)
             case m.PreloadFailed():
-                return self._preload_failed(event)
+                return self._preload_failed(event, now)
             case m.WorkerForked():
                 return self._forked(event)
             case m.WorkerConnected():
@@ -292,15 +297,26 @@ class Pool:
         self.plan = event.plan
         self.ranks = {place.rank: RankState(place) for place in event.plan.places}
         self.phase, self._deadline = Phase.STARTING, now + START_TIMEOUT_S
-        start = m.StartRanks(list(event.plan.places), event.surroundings)
-        return [SendToNodes(tuple(self.ranks), start)]
+        return self._launch(list(event.plan.places), event.surroundings)
+
+    def _launch(self, places: list[m.WorkerPlace], surroundings: m.Surroundings) -> list[Effect]:
+        """Ask for processes; what still lingers under the same numbers could not be reached afterwards."""
+        new = tuple(place.rank for place in places)
+        lingering = {state.place.rank for state in self._gone} & set(new)
+        kill: list[Effect] = [_signal(lingering, signal.SIGKILL, group=True)] if lingering else []
+        return [*kill, SendToNodes(new, m.StartRanks(places, surroundings))]
 
     def _forked(self, event: m.WorkerForked) -> list[Effect]:
-        if (state := self.ranks.get(event.rank)) is not None and not state.pid:
+        if (gone := self._departed(event.rank, 0, event.pid)) is not None:
+            gone.pid = event.pid
+        elif (state := self.ranks.get(event.rank)) is not None and not state.pid:
             state.pid = event.pid
         return []
 
     def _connected(self, event: m.WorkerConnected) -> list[Effect]:
+        if (gone := self._departed(event.rank, 0, event.pid)) is not None:
+            gone.pid = event.pid
+            return []
         if (state := self.ranks.get(event.rank)) is None or self.phase is not Phase.STARTING:
             return []
         state.connected, state.pid = True, event.pid
@@ -339,12 +355,17 @@ class Pool:
             return [Announced(f"{why}; %ddp restart starts anew"), *self._ready()]
         return []
 
-    def _preload_failed(self, event: m.PreloadFailed) -> list[Effect]:
-        if self.phase is not Phase.STARTING:
+    def _preload_failed(self, event: m.PreloadFailed, now: float) -> list[Effect]:
+        """What has no process yet will never have one; what has one goes on."""
+        self._gone = [state for state in self._gone if state.pid]
+        unborn = [rank for rank, state in self.ranks.items() if not state.pid]
+        for rank in unborn:
+            del self.ranks[rank]
+        if not unborn:
             return []
-        self._rest(Phase.STOPPED)
-        self.ranks, self.plan = {}, None
-        return [StartFinished(f"the ranks could not import torch\n{event.stderr}".rstrip())]
+        if self.phase is Phase.STARTING:
+            return self._undo_start(f"the ranks could not import torch\n{event.stderr}".rstrip(), now)
+        return [] if self.alive else self._stopped()
 
     def _undo_start(self, why: str, now: float) -> list[Effect]:
         """Leave nothing of a pool that did not come up; say why once nothing is left."""
@@ -368,13 +389,15 @@ class Pool:
         run = m.RunCell(event.cell, event.source, event.awaits, members, event.count)
         return [_tell(event.targets, run)]
 
-    def _refusal(self, targets: Iterable[int]) -> str:
+    def _refusal(self, targets: Sequence[int]) -> str:
         if self.phase is Phase.RUNNING:
             return "busy: another cell runs on the pool; wait for it, or stop it with %ddp interrupt"
         if self.phase is Phase.STOPPED:
             return "there is no pool; %ddp start -n 4 starts one"
         if self.phase is not Phase.READY:
             return f"the pool is {self.phase.value}; run the cell again when it is ready (%ddp status)"
+        if not targets:
+            return "the cell names no rank to run on"
         if unknown := [r for r in targets if r not in self.ranks]:
             return f"the pool has no {named(unknown, '-')}; it has 0-{self.world_size - 1}"
         if not (gone := [r for r in targets if not self.ranks[r].alive]):
@@ -417,15 +440,18 @@ class Pool:
             return self._undo_start("interrupted", now)
         cell = self._cell
         if cell is None:
-            return []
+            return self._refuse_next("interrupted before it began; nothing was run")
         cell.presses += 1
         whom = named(sorted(cell.waiting), "-")
         if cell.presses == 1:
-            self._deadline = now + INTERRUPT_TIMEOUT_S
+            self._break_by(now + INTERRUPT_TIMEOUT_S)
+        if cell.presses == 1 or (cell.presses == 2 and cell.break_sent):
             return [_signal(cell.waiting, signal.SIGINT)]
-        if not cell.break_sent:
+        if cell.presses == 2:
             text = f"interrupt: {whom}: breaking the process group; variables are kept"
             return [Announced(text), *self._break()]
+        cell.break_sent = cell.kill_sent = True
+        self._deadline = now + KILL_TIMEOUT_S
         kill = _signal(cell.waiting, signal.SIGKILL, group=True)
         return [Announced(f"interrupt: killing {whom}; what only they hold is lost"), kill]
 
@@ -441,6 +467,11 @@ class Pool:
             effects.append(_signal(cell.waiting, signal.SIGINT))
         return effects
 
+    def _give_up_unkillable(self, cell: _RunningCell, now: float) -> list[Effect]:
+        for rank in sorted(cell.waiting):
+            cell.end(rank, "unknown", f"the system does not end its process {self.ranks[rank].pid}")
+        return self._maybe_end_cell(now)
+
     # -- resizing --------------------------------------------------------------------------------
 
     def _resize(self, event: ResizeRequested, now: float) -> list[Effect]:
@@ -451,40 +482,48 @@ class Pool:
         old, places = self.ranks, {place.rank: place for place in event.plan.places}
         new = [place for rank, place in places.items() if rank not in old]
         surplus = tuple(rank for rank in old if rank not in places)
-        # Ranks that are let go cannot come back, so only a growing pool can be put back as it was.
-        self._before_resize = (self.plan, old) if new else None
+        # Ranks that are let go cannot come back: then it is the smaller pool that goes on.
+        kept = {rank: old[rank] for rank in places if rank in old}
+        self._before_resize = (event.plan if surplus else self.plan, kept)
         self.plan, self.ranks = event.plan, {}
         for rank, place in places.items():
             self.ranks[rank] = old.get(rank) or RankState(place)
             self.ranks[rank].place = place
         self.phase, self._deadline = Phase.STARTING, now + START_TIMEOUT_S
-        self._left |= {old[rank].pid for rank in surplus}
         effects: list[Effect] = [_tell(surplus, m.EndWorker())] if surplus else []
-        if new:
-            start = m.StartRanks(new, event.surroundings)
-            return [*effects, SendToNodes(tuple(p.rank for p in new), start)]
-        return [*effects, *self._form()]
+        self._let_go(old[rank] for rank in surplus)
+        if surplus:
+            self._gone_deadline = now + STOP_TIMEOUT_S
+        return [*effects, *(self._launch(new, event.surroundings) if new else self._form())]
 
     def _undo_resize(self, why: str, now: float) -> list[Effect]:
         """The new ranks did not come up: end them, and go on with the old ones as they were."""
         assert self._before_resize is not None
         (self.plan, old), self._before_resize = self._before_resize, None
-        new = tuple(rank for rank in self.ranks if rank not in old)
-        self._left |= {self.ranks[rank].pid for rank in new}
+        new = [state for rank, state in self.ranks.items() if rank not in old and state.alive]
+        self._let_go(new)
         self.ranks = old
         for place in self.plan.places:
             old[place.rank].place = place
+        kill = [_signal((s.place.rank for s in new), signal.SIGKILL, group=True)] if new else []
         self.phase, self._deadline = Phase.FORMING, now + FORM_TIMEOUT_S
-        return [_signal(new, signal.SIGKILL, group=True), *self._form(), StartFinished(why)]
+        return [*kill, *(self._ready() if self.dead else self._form()), StartFinished(why)]
+
+    def _let_go(self, states: Iterable[RankState]) -> None:
+        self._gone += [state for state in states if state.alive]
+
+    def _departed(self, rank: int, *pids: int) -> RankState | None:
+        """The process let go of that this is news of, if it is: the rank may be a new one's by now."""
+        return next((s for s in self._gone if s.place.rank == rank and s.pid in pids), None)
 
     # -- ends ------------------------------------------------------------------------------------
 
     def _exited(self, event: m.WorkerExited, now: float) -> list[Effect]:
-        state = self.ranks.get(event.rank)
-        if event.pid in self._left:
-            self._left.discard(event.pid)
+        if (gone := self._departed(event.rank, event.pid)) is not None:
+            self._gone.remove(gone)
             return []
-        if state is None or not state.alive or (state.pid and state.pid != event.pid):
+        state = self.ranks.get(event.rank)
+        if state is None or not state.alive or state.pid != event.pid:
             return []
         state.exited, state.generation = event, 0
         if self.phase is Phase.STARTING:
@@ -493,21 +532,28 @@ class Pool:
             return [] if self.alive else self._stopped()
         if self._cell is not None:
             return self._died_in_cell(self._cell, event, now)
-        died = Announced(f"rank {event.rank} died: {describe_exit(event)}")
+        died = _death(event)
         return [died, *self._ready()] if self.phase is Phase.FORMING else [died]
 
     def _died_in_cell(self, cell: _RunningCell, event: m.WorkerExited, now: float) -> list[Effect]:
+        effects: list[Effect] = []
         if event.rank in cell.waiting:
             cell.end(event.rank, "died")
             cell.deaths.append(event)
-        self._break_by(now + PEER_DIED_TIMEOUT_S)
-        return self._maybe_end_cell(now)
+        else:
+            effects.append(_death(event))
+        if event.rank in cell.targets:
+            self._break_by(now + PEER_DIED_TIMEOUT_S)
+        return [*effects, *self._maybe_end_cell(now)]
 
     def _stop(self, now: float) -> list[Effect]:
         if self.phase is Phase.STOPPED:
             return [StopFinished()]
+        self._stops += 1
         if self.phase is Phase.STOPPING:
             return []
+        if self.phase is Phase.STARTING:
+            self._failure = "the pool was stopped while it started"
         effects: list[Effect] = self._give_up_cell("unknown", "the pool was stopped")
         living = self.alive
         self.phase, self._deadline, self._kill_sent = Phase.STOPPING, now + STOP_TIMEOUT_S, False
@@ -517,36 +563,56 @@ class Pool:
 
     def _give_up_cell(self, verdict: Verdict, why: str) -> list[Effect]:
         cell, self._cell = self._cell, None
-        waiting, self._next = self._next, None
-        effects: list[Effect] = [CellRefused(waiting.cell, why)] if waiting else []
+        effects = self._refuse_next(why)
         if cell is not None:
             for rank in sorted(cell.waiting):
                 cell.end(rank, verdict, why)
             effects.append(cell.ended())
         return effects
 
+    def _refuse_next(self, why: str) -> list[Effect]:
+        waiting, self._next = self._next, None
+        return [CellRefused(waiting.cell, why)] if waiting else []
+
     def _stopped(self) -> list[Effect]:
+        """Nothing is left but what the system does not end: answer whoever asked for it."""
         stuck = tuple(s.pid for s in self.ranks.values() if s.alive and s.pid)
         failure, self._failure = self._failure, ""
+        stops, self._stops = self._stops, 0
         self._rest(Phase.STOPPED)
+        self._let_go(self.ranks.values())
         self.ranks, self.plan, self._before_resize = {}, None, None
-        return [StartFinished(failure)] if failure else [StopFinished(stuck)]
+        if failure and stuck:
+            failure += f"\nthe system does not end these processes: {', '.join(map(str, stuck))}"
+        started: list[Effect] = [StartFinished(failure)] if failure else []
+        return [*started, *[StopFinished(stuck)] * stops]
 
     def _node_lost(self, event: NodeLost) -> list[Effect]:
-        phase, failure = self.phase, self._failure
-        if phase is Phase.STOPPED:
+        self._gone, self._gone_deadline = [], None
+        if self.phase is Phase.STOPPED:
             return []
         effects = self._give_up_cell("died", event.reason)
-        self._stopped()
-        if failure or phase is Phase.STARTING:
-            return [*effects, StartFinished(failure or event.reason)]
-        if phase is Phase.STOPPING:
-            return [*effects, StopFinished()]
-        return [*effects, Announced(f"pool lost: {event.reason}")]
+        if self.phase is Phase.STARTING:
+            self._failure = event.reason
+        elif self.phase is not Phase.STOPPING:
+            effects.append(Announced(f"pool lost: {event.reason}"))
+        self.ranks = {}
+        return [*effects, *self._stopped()]
 
     # -- deadlines -------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> list[Effect]:
+        return [*self._kill_lingering(now), *self._pass_deadline(now)]
+
+    def _kill_lingering(self, now: float) -> list[Effect]:
+        """Ranks that were let go have had their time."""
+        if self._gone_deadline is None or now < self._gone_deadline:
+            return []
+        self._gone_deadline = None
+        late = {state.place.rank for state in self._gone} - set(self.ranks)
+        return [_signal(late, signal.SIGKILL, group=True)] if late else []
+
+    def _pass_deadline(self, now: float) -> list[Effect]:
         if self._deadline is None or now < self._deadline:
             return []
         self._deadline = None
@@ -556,6 +622,8 @@ class Pool:
             case Phase.FORMING:
                 late = self._late(FORM_TIMEOUT_S)
                 return [Announced(f"{late}; %ddp restart starts anew"), *self._ready()]
+            case Phase.RUNNING if self._cell and self._cell.kill_sent:
+                return self._give_up_unkillable(self._cell, now)
             case Phase.RUNNING:
                 return self._break()
             case Phase.STOPPING if not self._kill_sent:
@@ -579,6 +647,10 @@ class Pool:
 def _start_failure(exit: m.WorkerExited) -> str:
     what = f"rank {exit.rank} ended before the pool was up: {describe_exit(exit)}"
     return f"{what}\n{exit.stderr}".rstrip()
+
+
+def _death(exit: m.WorkerExited) -> Announced:
+    return Announced(f"rank {exit.rank} died: {describe_exit(exit)}")
 
 
 def _tell(ranks: Iterable[int], command: m.RankCommand) -> SendToNodes:

@@ -21,7 +21,6 @@ PRELOAD = (
     "IPython.core.crashhandler",
     "IPython.core.magics",
     "IPython.core.oinspect",
-    "matplotlib_inline.backend_inline",
 )
 """What every rank needs, imported once before it is forked."""
 WORKER_ENTRY = "jupyter_ddp.worker.main:begin"

@@ -37,9 +37,10 @@ _LATER_STEPS = (
     "torch._inductor.config",
     "torch._functorch.aot_autograd",
     "torch._dynamo",
+    "matplotlib_inline.backend_inline",
 )
-"""What a first traceback and the first DistributedDataParallel import: a second or more, in steps
-between which we look up."""
+"""What a first traceback, the first DistributedDataParallel and the first figure import: a second or
+more, in steps between which we look up."""
 
 
 def main() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from jupyter_ddp.core.messages import Gpu
+
+_DRIVER = ("/dev/nvidiactl", "/dev/dxg")  # the second: Windows' subsystem for Linux
 
 
 def list_gpus() -> list[Gpu]:
     """All physical GPUs; none where there is no driver."""
-    import pynvml
+    if not any(Path(device).exists() for device in _DRIVER):
+        return []
+    import pynvml  # two megabytes that an agent without GPUs has no use for
 
     try:
         pynvml.nvmlInit()

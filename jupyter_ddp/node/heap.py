@@ -25,7 +25,7 @@ def settle(collect: bool) -> list[list[bytes]]:
     """
     if collect:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)
     filling = _fill_free_slots()
     gc.freeze()
     return filling

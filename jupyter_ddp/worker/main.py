@@ -128,8 +128,8 @@ class Worker:
         torch.default_generator.manual_seed(seed)
         torch.cuda.manual_seed_all(seed)  # takes effect when, and if, CUDA is initialised
         random.seed()
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed()
+        if "numpy.random" in sys.modules:  # importing it later seeds it
+            sys.modules["numpy.random"].seed()
 
     def _introduce(self, place: m.WorkerPlace) -> None:
         """The names that every rank has."""

@@ -43,7 +43,7 @@ class Process:
         self.doomed = False  # to be killed at birth
         self.unkillable = False
         self.deaf = False  # hangs in its exit functions
-        self.exit_heard = False
+        self.birth_heard = self.exit_heard = False
 
     def __repr__(self) -> str:
         return f"<rank {self.rank}, pid {self.pid}>"
@@ -82,6 +82,9 @@ class Judge:
                 self.presses += 1
             case m.CellFinished():
                 self.replies[event.cell, event.rank] = event.verdict
+            case m.WorkerForked() | m.WorkerConnected():
+                assert source is not None
+                source.birth_heard = True
             case m.WorkerExited():
                 assert source is not None
                 source.exit_heard = True
@@ -125,7 +128,14 @@ class Judge:
                     self._end(cell)
                 case p.Announced(text):
                     self._reported(text)
+        forms = [e.message for e in effects if isinstance(e, p.SendToNodes) and _forms(e.message)]
+        for told, rank in zip(forms, self.members, strict=bool(forms)):
+            assert told.ranks == [rank]
+            assert told.command.place.world_size == len(self.members)
         if self.world.pool.phase is p.Phase.STOPPED:
+            stuck = {q.pid for q in self.members.values() if q.birth_heard and not q.exit_heard}
+            if not isinstance(event, p.NodeLost):  # then nobody knows
+                assert stuck == {pid for e in effects for pid in _unkillable(e)}, "unkillable ones not named"
             self.members, self.launches_due, self.request, self.wanted = {}, 0, None, 0
         if isinstance(event, p.NodeLost):
             assert not self.unreported or effects
@@ -149,8 +159,6 @@ class Judge:
                 assert run.members == (() if len(ranks) == self.wanted else asked.targets)
                 assert not any(self.members[r].exit_heard for r in ranks), "sent to a dead rank"
                 self.running, self.presses = asked, 0
-            case m.Tell(_, m.FormGroup(_, _, place)):
-                assert place.world_size == len(self.members)
             case m.Tell():
                 pass
             case m.SignalRanks(ranks, number):
@@ -193,7 +201,7 @@ class Judge:
             reply = self.replies.get((effect.cell, rank))
             if verdict in ("ok", "error", "interrupted"):
                 assert reply == verdict, "credit for a reply that was never made"
-            elif verdict == "died" and not isinstance(event, p.NodeLost):
+            elif verdict == "died" and not (isinstance(event, p.NodeLost) and rank in effect.reasons):
                 assert (rank, deaths[rank]) in self.exits, "a death that never was"
                 self.unreported.pop(rank, None)
             else:
@@ -217,7 +225,8 @@ class Judge:
         assert (pool.phase is p.Phase.RUNNING) == bool(running)
         if pool.phase is p.Phase.RUNNING:  # a rank may compute for ever: nothing is killed unasked
             assert any(self.members[r].alive for r in pool.running_on)
-        assert not (set(self.unreported) - set(pool.running_on if running else ())) or running, "an unreported death"
+        awaited = set(self.running.targets) if self.running else set()
+        assert set(self.unreported) <= awaited, "a death that nobody was told of"
 
 
 class World:
@@ -468,9 +477,6 @@ class World:
         assert self.pool.phase is p.Phase.STOPPED
         left = [q for q in self.processes if q.alive and not q.unkillable]
         assert not left, f"processes left: {left}"
-        named = {pid for *_, effects in self.history for e in effects for pid in _unkillable(e)}
-        stuck = {q.pid for q in self.processes if q.alive}
-        assert stuck <= named, "an unkillable process that was never named"
 
     def replay(self) -> None:
         """The record of one run drives a fresh machine to the same effects."""
@@ -482,6 +488,10 @@ class World:
 
 def _plan(n: int) -> Plan:
     return make_plan(n, [])
+
+
+def _forms(message: m.KernelToNode) -> bool:
+    return isinstance(message, m.Tell) and isinstance(message.command, m.FormGroup)
 
 
 def _generation(process: Process) -> int:
@@ -496,8 +506,9 @@ def _spoil(process: Process, choice: int) -> None:
 def _unkillable(effect: p.Effect) -> set[int]:
     if isinstance(effect, p.StopFinished):
         return set(effect.unkillable)
-    if isinstance(effect, p.StartFinished) and "does not end" in effect.error:
-        return {int(word) for word in effect.error.replace(",", " ").split() if word.isdigit()}
+    if isinstance(effect, p.StartFinished):
+        _, found, pids = effect.error.partition("does not end these processes: ")
+        return {int(pid) for pid in pids.split(", ") if found}
     return set()
 
 
