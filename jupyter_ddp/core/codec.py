@@ -17,6 +17,8 @@ from jupyter_ddp.core import messages as m
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 """A longer frame is refused: it is a corrupt stream, or a display that no browser could show."""
 
+_JOINED_BYTES = 64 * 1024
+
 _LENGTH = struct.Struct("<I")
 T = TypeVar("T")
 
@@ -100,6 +102,10 @@ class FrameWriter:
     def flush(self, send: Callable[[memoryview], int]) -> bool:
         """Give `send` (a non-blocking socket's) what it takes; True when nothing waits any more."""
         waiting = self._waiting
+        if len(waiting) > 1 and self.waiting_bytes <= _JOINED_BYTES:
+            joined = memoryview(b"".join(waiting))  # one system call for many small frames
+            waiting.clear()
+            waiting.append(joined)
         while waiting:
             try:
                 sent = send(waiting[0])

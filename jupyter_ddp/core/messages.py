@@ -288,7 +288,7 @@ RankMessage = (
     | CellFinished
 )
 
-CellMessage = Output | FdOutput | Display | ClearOutput | Notice | CellFinished
+CellMessage = Output | FdOutput | Display | ClearOutput | Notice | DrainPipes | CellFinished
 """What a cell's record is folded from."""
 
 NodeToKernel = (

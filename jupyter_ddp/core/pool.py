@@ -317,10 +317,12 @@ class Pool:
         if (gone := self._departed(event.rank, 0, event.pid)) is not None:
             gone.pid = event.pid
             return []
-        if (state := self.ranks.get(event.rank)) is None or self.phase is not Phase.STARTING:
+        if (state := self.ranks.get(event.rank)) is None:
             return []
         state.connected, state.pid = True, event.pid
-        return self._form() if all(s.connected for s in self.ranks.values()) else []
+        if self.phase is not Phase.STARTING or any(not s.connected for s in self.ranks.values()):
+            return []
+        return self._form()
 
     def _form(self) -> list[Effect]:
         """A new generation of the group among all ranks."""

@@ -198,12 +198,18 @@ class CellRecord:
                 case m.Notice():
                     if message.text not in r.notices:
                         r.notices.append(message.text)
+                case m.DrainPipes():
+                    pass  # it had its effect in the agent; here it only counts
                 case m.CellFinished():
                     r.error, r.duration_s = message.error, message.duration_s
                     self._end(r, message.verdict)
 
     def _fold_display(self, r: RankRecord, message: m.Display) -> None:
-        data, metadata = json.loads(message.data), json.loads(message.metadata)
+        try:
+            data, metadata = json.loads(message.data), json.loads(message.metadata)
+        except (ValueError, RecursionError) as error:
+            r.notices.append(f"an output could not be read: {error}")
+            return
         rich = Rich(data, metadata, message.display_id, message.result)
         if message.update:
             r.transcript.update(rich)
@@ -224,8 +230,10 @@ class CellRecord:
         """Give a verdict that no message of the rank gave."""
         with self._lock:
             self.version += 1
-            self._ranks[rank].death = why
-            self._end(self._ranks[rank], verdict)
+            r = self._ranks[rank]
+            line = f" (line {r.error.line})" if r.error and r.error.line and verdict == "interrupted" else ""
+            r.death = why + line
+            self._end(r, verdict)
 
     def _end(self, r: RankRecord, verdict: Verdict) -> None:
         if r.verdict is None:
@@ -236,12 +244,7 @@ class CellRecord:
     def snapshot(self) -> Snapshot:
         """An immutable copy of what there is to show."""
         with self._lock:
-            return Snapshot(
-                [
-                    RankSnapshot(r.rank, r.verdict, r.transcript.copy(), r.error, r.death, tuple(r.notices))
-                    for r in self
-                ]
-            )
+            return Snapshot([_snapshot(r) for r in self])
 
     def close(self) -> None:
         """Let go of the log. Streams read as empty afterwards."""
@@ -253,6 +256,12 @@ def _causes_first(r: RankRecord) -> tuple[int, int]:
     """A death explains the others' exceptions, and who was interrupted explains nothing."""
     order: list[Verdict | None] = ["died", "error", "unknown", "interrupted", "not-run", None]
     return order.index(r.verdict), r.ended_after
+
+
+def _snapshot(r: RankRecord) -> RankSnapshot:
+    # A rank that was blocked by another has an error only because the group was taken from under it.
+    error = None if r.verdict == "interrupted" and r.death else r.error
+    return RankSnapshot(r.rank, r.verdict, r.transcript.copy(), error, r.death, tuple(r.notices))
 
 
 def _first_line(r: RankRecord) -> str:

@@ -127,8 +127,8 @@ def make_plan(
     if devices is not None:
         missing = [d for d in devices if d >= len(gpus)]
         if missing:
-            there = f"GPUs 0-{len(gpus) - 1} are visible" if gpus else "no GPU is visible"
-            raise UsageError(f"--devices: there is no GPU {missing[0]}; {there}")
+            there = f"write some of {ranges(range(len(gpus)), '-')}" if gpus else "none is visible"
+            raise UsageError(f"--devices: there is no GPU {missing[0]}; {there}, or leave it out")
     n_gpus = len(gpus if devices is None else devices)
     if backend == "nccl" and n_gpus < world_size:
         raise UsageError(

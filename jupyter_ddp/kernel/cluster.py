@@ -42,6 +42,7 @@ RANK_BYTES = 64 * 1024 * 1024
 _SPOOL_BYTES = 1024 * 1024
 _NODE_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 15.0
+_WAIT_STEP_S = 0.25
 _DEFAULT_SEED = 67280421310721
 """torch's own default seed (c10/core/GeneratorImpl.h): rank 0 draws what a fresh process draws."""
 
@@ -70,9 +71,13 @@ class Execution:
         self.announced: list[str] = []
         self._news = threading.Event()
         self._done = threading.Event()
+        self._something_shown = False
 
-    def tell(self) -> None:
-        if not self._news.is_set():
+    def tell(self, message: m.CellMessage) -> None:
+        """Wake who waits, unless all that happened is that a silent cell ended well on one more rank."""
+        if not isinstance(message, m.CellFinished) or message.verdict != "ok":
+            self._something_shown = True
+        if self._something_shown and not self._news.is_set():
             self._news.set()
 
     def finish(self) -> None:
@@ -169,8 +174,11 @@ class Cluster:
         *,
         backend: m.Backend | None = None,
         devices: Sequence[int] | None = None,
+        on_progress: Callable[[float, list[RankStatus]], None] | None = None,
     ) -> str:
         """Start the pool and form its group; say in one line what was chosen, "" for plain NCCL.
+
+        `on_progress(seconds, ranks)` is called a few times a second meanwhile.
 
         Raises UsageError for numbers that make no sense, PoolError if the pool does not come up.
         """
@@ -191,7 +199,7 @@ class Cluster:
             self._backend if backend is None else backend,
             self._devices if devices is None else devices,
         )
-        self._come_up(p.StartRequested(plan, self._surroundings(plan)))
+        self._come_up(p.StartRequested(plan, self._surroundings(plan)), on_progress)
         self._n = len(plan.places)
         self._backend, self._devices = backend or self._backend, devices or self._devices
         return _choice(plan)
@@ -220,10 +228,22 @@ class Cluster:
             seed=_DEFAULT_SEED,
         )
 
-    def _come_up(self, request: p.StartRequested | p.ResizeRequested) -> None:
+    def _come_up(
+        self,
+        request: p.StartRequested | p.ResizeRequested,
+        on_progress: Callable[[float, list[RankStatus]], None] | None = None,
+    ) -> None:
         waiter = self._starting = _Waiter()
+        began = time.monotonic()
         self._post(request)
-        self._wait_interruptibly(waiter.wait, p.START_TIMEOUT_S + p.KILL_TIMEOUT_S + p.FORM_TIMEOUT_S)
+
+        def wait(timeout_s: float) -> bool:
+            done = waiter.wait(timeout_s)
+            if on_progress is not None and not done:
+                on_progress(time.monotonic() - began, self.status())
+            return done
+
+        self._wait_interruptibly(wait, p.START_TIMEOUT_S + p.KILL_TIMEOUT_S + p.FORM_TIMEOUT_S)
         self._starting = None
         if waiter.error:
             raise PoolError(waiter.error)
@@ -233,7 +253,7 @@ class Cluster:
         deadline = time.monotonic() + limit_s
         while True:
             try:
-                while not wait(0.5):
+                while not wait(_WAIT_STEP_S):
                     if time.monotonic() > deadline:
                         raise PoolError("the pool does not answer; %ddp restart starts anew")
                 return
@@ -388,16 +408,17 @@ class Cluster:
 
     def status(self) -> list[RankStatus]:
         """Each rank's process and what it does; empty without a pool."""
-        running = self._pool.running_on
         return [
-            RankStatus(
-                rank,
-                state.pid,
-                state.place.device,
-                "dead" if not state.alive else "running" if rank in running else "idle",
-            )
-            for rank, state in self._pool.ranks.items()
+            RankStatus(rank, state.pid, state.place.device, self._state_of(rank, state))
+            for rank, state in list(self._pool.ranks.items())
         ]
+
+    def _state_of(self, rank: int, state: p.RankState) -> str:
+        if not state.alive:
+            return "dead"
+        if state.generation:
+            return "running" if rank in self._pool.running_on else "idle"
+        return "connected" if state.connected else "forked" if state.pid else "waiting"
 
     def __repr__(self) -> str:
         if not self.running:
@@ -411,12 +432,13 @@ class Cluster:
         self._exchange.post(event)
 
     def _on_message(self, message: m.NodeToKernel) -> None:
+        if isinstance(message, m.CellMessage):
+            execution = self._executions.get(message.cell)
+            if execution is not None:
+                execution.record.fold(message)
+                execution.tell(message)
+            return
         match message:
-            case m.Output() | m.FdOutput() | m.Display() | m.ClearOutput() | m.Notice() | m.CellFinished():
-                execution = self._executions.get(message.cell)
-                if execution is not None:
-                    execution.record.fold(message)
-                    execution.tell()
             case m.NodeReady():
                 self._gpus = message.gpus
                 self._node_ready.finish(_version_error(message))

@@ -1,14 +1,18 @@
 """Puts a cell's record on the screen: live where a front end can show it, once where not.
 
-Owns the display of one running cell. All its calls are made by the thread that runs the magic.
+Owns the display of one running cell, and of a pool that starts. All their calls are made by the
+thread that runs the magic.
 """
 
 from __future__ import annotations
 
-from IPython.display import DisplayHandle, display
+from collections.abc import Sequence
+
+from IPython.display import DisplayHandle, clear_output, display
 
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.view.bundle import bundle
+from jupyter_ddp.view.status import RankLine, progress_text
 
 
 class CellDisplay:
@@ -34,3 +38,26 @@ class CellDisplay:
             self._handle = display(page, raw=True, display_id=True)
         else:
             display(page, raw=True)
+
+
+class StartDisplay:
+    """One line while a pool starts, gone when it has started."""
+
+    def __init__(self, live: bool) -> None:
+        self._live = live
+        self._shown = ""
+
+    def show(self, seconds: float, ranks: Sequence[RankLine]) -> None:
+        """Called a few times a second."""
+        text = progress_text(seconds, ranks)
+        if not self._live or text == self._shown:
+            return
+        if self._shown:
+            clear_output(wait=True)
+        self._shown = text
+        print(text)  # noqa: T201  # this is what the user sees
+
+    def clear(self) -> None:
+        """What comes next stands where the line was."""
+        if self._shown:
+            clear_output(wait=False)

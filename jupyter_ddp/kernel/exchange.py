@@ -98,6 +98,15 @@ class Exchange:
     # -- the thread ------------------------------------------------------------------------------
 
     def _serve(self) -> None:
+        try:
+            self._loop()
+        except Exception as error:  # noqa: BLE001  # a defect of ours must not leave anyone waiting for ever
+            reason = f"the exchange with the ranks failed: {type(error).__name__}: {error}"
+            for connection in self._connections.values():
+                connection.lost = True
+                self._handle(NodeLost(connection.node_rank, reason))
+
+    def _loop(self) -> None:
         while not self._closing:
             for fd, _ in self._poll.poll(self._timeout_ms()):
                 if fd == self._wake_fd:

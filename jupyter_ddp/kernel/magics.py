@@ -11,7 +11,7 @@ from traitlets import Enum
 from jupyter_ddp.core.errors import PoolError, UsageError
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.kernel.cluster import Cluster, check_world_size
-from jupyter_ddp.kernel.display import CellDisplay
+from jupyter_ddp.kernel.display import CellDisplay, StartDisplay
 from jupyter_ddp.kernel.options import (
     CellOptions,
     CommandOptions,
@@ -157,7 +157,14 @@ class DDPMagics(Magics):
             self._ensure_pool(CellOptions(pool))
 
     def _start(self, pool: PoolOptions) -> None:
-        self._say(self.cluster.start(pool.n, backend=pool.backend, devices=pool.devices))
+        progress = StartDisplay(self._is_live())
+        try:
+            choice = self.cluster.start(
+                pool.n, backend=pool.backend, devices=pool.devices, on_progress=progress.show
+            )
+        finally:
+            progress.clear()
+        self._say(choice)
 
     def _say(self, text: str) -> None:
         if text:

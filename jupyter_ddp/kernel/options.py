@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from functools import lru_cache
 from typing import NoReturn, get_args
 
 from msgspec import Struct
@@ -45,6 +46,7 @@ class CommandOptions(Struct, frozen=True):
     pool: PoolOptions
 
 
+@lru_cache(maxsize=64)  # users repeat a line from cell to cell
 def parse_cell_line(line: str) -> CellOptions:
     """The options of `%%ddp`. Raises UsageError."""
     parser = _parser("%%ddp")

@@ -28,6 +28,8 @@ _READ_BYTES = 1024 * 1024
 _MAX_WAITING_BYTES = 16 * 1024 * 1024
 """With more than this on its way to the notebook kernel, ranks are not read: they wait to print."""
 _END_TIMEOUT_S = 1.0
+_GATHER_S = 0.02
+"""The longest that a rank's good end waits for those of the others."""
 
 
 def main() -> None:
@@ -55,6 +57,8 @@ class Agent:
         self._ranks: dict[int, RankProcess] = {}
         self._preloaded = False
         self._start_waiting: list[m.StartRanks] = []
+        self._gathered: list[bytes] = []
+        self._gathered_at = 0.0
         self._leaving = False
         self._throttled = False
         self._selector = selectors.DefaultSelector()
@@ -72,8 +76,10 @@ class Agent:
         self._say(m.NodeReady(m.PROTOCOL_VERSION, os.getpid(), socket.gethostname(), gpus))
         try:
             while not self._leaving:
-                for key, events in self._selector.select():
+                for key, events in self._selector.select(_GATHER_S if self._gathered else None):
                     key.data(events)
+                if self._gathered and time.monotonic() - self._gathered_at >= _GATHER_S:
+                    self._say_gathered()
                 self._flush()
         finally:
             self._end_all()
@@ -87,6 +93,7 @@ class Agent:
     # -- the notebook kernel ---------------------------------------------------------------------
 
     def _say(self, message: m.Message | bytes) -> None:
+        self._say_gathered()  # what a rank says keeps its order
         self._writer.push(message if isinstance(message, bytes) else codec.encode(message))
 
     def _flush(self) -> None:
@@ -223,11 +230,26 @@ class Agent:
         """Relay what a rank says; what its cell wrote to fd 1 and 2 goes before the cell's end."""
         if isinstance(message, m.DrainPipes | m.CellFinished):
             self._relay(process.drain())
-        if isinstance(message, m.DrainPipes):
-            return
         if isinstance(message, m.CellFinished):
             process.busy = False
+            if message.verdict == "ok":
+                self._gather(body)
+                return
         self._say(codec.frame(body))
+
+    def _gather(self, body: bytes) -> None:
+        """Good ends go together, when no rank is busy any more: each message wakes the kernel's threads."""
+        if not self._gathered:
+            self._gathered_at = time.monotonic()
+        self._gathered.append(codec.frame(body))
+        if not any(process.busy for process in self._ranks.values()):
+            self._say_gathered()
+
+    def _say_gathered(self) -> None:
+        if self._gathered:
+            for frame in self._gathered:
+                self._writer.push(frame)
+            self._gathered.clear()
 
     def _relay(self, outputs: Iterable[m.FdOutput]) -> None:
         for output in outputs:

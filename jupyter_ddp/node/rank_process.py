@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -40,6 +41,9 @@ class RankProcess:
             self.pipes[stream], theirs = os.pipe()
             os.set_blocking(self.pipes[stream], False)
             self._their_pipes.append(theirs)
+        self._pipes_poll = select.poll()
+        for fd in self.pipes.values():
+            self._pipes_poll.register(fd, select.POLLIN)
         self._page_fd = os.memfd_create(f"jupyter_ddp rank {rank}")
         os.ftruncate(self._page_fd, PAGE_BYTES)
         self._page = mmap.mmap(self._page_fd, PAGE_BYTES)
@@ -111,8 +115,10 @@ class RankProcess:
 
     def drain(self) -> Iterator[m.FdOutput]:
         """What C code and subprocesses have written to fd 1 and 2 so far."""
-        for stream in _STREAMS:
-            yield from self.drain_one(stream)
+        readable = self._pipes_poll.poll(0)  # mostly none: one call instead of two failing reads
+        if readable:
+            for stream in _STREAMS:
+                yield from self.drain_one(stream)
 
     def drain_one(self, stream: m.Stream) -> Iterator[m.FdOutput]:
         while True:
@@ -163,9 +169,8 @@ class RankProcess:
     def _last_words(self, say: Callable[[m.FdOutput | m.Output | bytes], None]) -> None:
         """What it had sent, what it had written to its pipes, and what it had not sent yet."""
         while data := self.receive():
-            for message, body in self.messages(data):
-                if not isinstance(message, m.DrainPipes):
-                    say(codec.frame(body))
+            for _, body in self.messages(data):
+                say(codec.frame(body))
         for output in self.drain():
             say(output)
         waiting = self.journal.waiting()

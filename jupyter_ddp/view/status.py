@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+_CHIPS = 32
+"""Up to so many ranks are shown one by one."""
+
 
 class RankLine(Protocol):
     """What a line of the table needs."""
@@ -28,3 +31,19 @@ def status_text(ranks: Sequence[RankLine], backend: str, phase: str) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join([f"{len(ranks)} rank{'s' if len(ranks) != 1 else ''}, {backend}, {phase}", *lines])
+
+
+_STEPS = {"waiting": "·", "forked": "◔", "connected": "◑"}
+_TIME_SHOWN_AFTER_S = 2.0
+
+
+def progress_text(seconds: float, ranks: Sequence[RankLine]) -> str:
+    """A starting pool in one line: "starting 4 ranks: ✓0 ✓1 ◑2 ·3", with the time once it takes long."""
+    count = f"starting {len(ranks)} rank{'s' if len(ranks) != 1 else ''}"
+    time = f" ({seconds:.0f} s)" if seconds >= _TIME_SHOWN_AFTER_S else ""
+    if all(r.state == "waiting" for r in ranks):
+        return f"{count}{time}: importing torch"
+    if len(ranks) > _CHIPS:
+        ready = sum(r.state not in _STEPS for r in ranks)
+        return f"{count}{time}: {ready} ready"
+    return f"{count}{time}: " + " ".join(f"{_STEPS.get(r.state, '✓')}{r.rank}" for r in ranks)

@@ -8,15 +8,14 @@ group itself stays, and with it every model and mesh of earlier cells that refer
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from jupyter_ddp.core.topology import ranges
 from jupyter_ddp.worker.group import Group
+from jupyter_ddp.worker.partial_world import PartOfTheWorld
 
 _real_destroy = dist.destroy_process_group
 _real_init = dist.init_process_group
@@ -79,88 +78,10 @@ class Adoption:
         """The pool's group is the default one again: at a cell's end, or when it is asked for."""
         if self._hidden is not None:
             hidden, self._hidden = self._hidden, None
-            c10d._update_default_pg(hidden)
+            if not isinstance(hidden, PartOfTheWorld):  # whose time ends with its cell
+                c10d._update_default_pg(hidden)
 
     def _say_once(self, text: str) -> None:
         if text not in self._told:
             self._told.add(text)
             self._notice(text)
-
-
-class _PartOfTheWorld(dist.ProcessGroup):
-    """Stands for the whole world in a cell on part of it: collectives raise instead of hanging."""
-
-    def __init__(self, rank: int, size: int, members: tuple[int, ...]) -> None:
-        super().__init__(rank, size)  # type: ignore[call-arg]  # torch's stub knows only the other overload
-        self._members = members
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError(
-            f"this cell runs on ranks {ranges(self._members, '-')} only, the others would never join: "
-            "pass group=group, the process group of just these ranks"
-        )
-
-
-for _name in (
-    "allreduce",
-    "allreduce_coalesced",
-    "reduce",
-    "broadcast",
-    "allgather",
-    "_allgather_base",
-    "allgather_coalesced",
-    "allgather_into_tensor_coalesced",
-    "gather",
-    "scatter",
-    "reduce_scatter",
-    "_reduce_scatter_base",
-    "reduce_scatter_tensor_coalesced",
-    "alltoall",
-    "alltoall_base",
-    "barrier",
-    "monitored_barrier",
-):
-    setattr(_PartOfTheWorld, _name, _PartOfTheWorld._refuse)
-
-
-class PartialWorlds:
-    """Process groups of the rank sets that cells ran on, each formed once per generation."""
-
-    def __init__(self) -> None:
-        self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
-        self._generation = 0
-
-    def group(self, members: tuple[int, ...], generation: int) -> dist.ProcessGroup:
-        """The group of just these ranks; only they take part in forming it."""
-        if generation != self._generation:
-            self._groups.clear()
-            self._generation = generation
-        if members not in self._groups:
-            made = dist.new_group(list(members), use_local_synchronization=True)
-            assert made is not None
-            self._groups[members] = made
-        return self._groups[members]
-
-    @contextmanager
-    def guarded(self, members: tuple[int, ...]) -> Iterator[None]:
-        """Inside, a collective on the whole world raises at once on this rank."""
-        world = dist.GroupMember.WORLD
-        assert world is not None
-        stand_in = _PartOfTheWorld(world.rank(), world.size(), members)
-        state = c10d._world
-        tables: tuple[dict[Any, Any], ...] = (
-            state.pg_map,
-            state.pg_names,
-            state.pg_group_ranks,
-            state.pg_backend_config,
-        )
-        for table in tables:
-            table[stand_in] = table[world]
-        c10d._update_default_pg(stand_in)
-        try:
-            yield
-        finally:
-            if dist.GroupMember.WORLD is stand_in:
-                c10d._update_default_pg(world)
-            for table in tables:
-                table.pop(stand_in, None)

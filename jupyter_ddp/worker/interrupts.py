@@ -19,12 +19,14 @@ class InterruptGate:
         self._open = False
         self._kept = False
         self._shields = 0
+        self._handler = self._on_signal
         self.count = 0
         """Signals that came while a cell's code ran; reset when a cell begins."""
 
     def install(self) -> None:
         """Take SIGINT (again: a cell may have set a handler of its own)."""
-        signal.signal(signal.SIGINT, self._on_signal)
+        if signal.getsignal(signal.SIGINT) is not self._handler:
+            signal.signal(signal.SIGINT, self._handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self._open:

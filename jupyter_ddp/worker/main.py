@@ -22,12 +22,13 @@ import torch.distributed as dist
 from jupyter_ddp.core import codec
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.journal import PAGE_BYTES, Journal
-from jupyter_ddp.worker.adoption import Adoption, PartialWorlds
+from jupyter_ddp.worker.adoption import Adoption
 from jupyter_ddp.worker.control import ControlThread
 from jupyter_ddp.worker.group import Group
 from jupyter_ddp.worker.interrupts import InterruptGate
 from jupyter_ddp.worker.late_imports import WithoutCollections
 from jupyter_ddp.worker.outbox import Outbox
+from jupyter_ddp.worker.partial_world import PartialWorlds
 from jupyter_ddp.worker.shell import RankShell
 from jupyter_ddp.worker.streams import Streams
 from jupyter_ddp.worker.surroundings import apply_surroundings, torchrun_environ

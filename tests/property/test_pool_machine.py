@@ -111,6 +111,7 @@ class Judge:
         self.launches_due = n if starts else max(0, n - self.wanted)
 
     def judge(self, event: p.Event, effects: list[p.Effect]) -> None:
+        stuck = {q.pid for q in self.members.values() if q.birth_heard and not q.exit_heard}
         for effect in effects:
             match effect:
                 case p.SendToNodes(ranks, message):
@@ -133,7 +134,6 @@ class Judge:
             assert told.ranks == [rank]
             assert told.command.place.world_size == len(self.members)
         if self.world.pool.phase is p.Phase.STOPPED:
-            stuck = {q.pid for q in self.members.values() if q.birth_heard and not q.exit_heard}
             if not isinstance(event, p.NodeLost):  # then nobody knows
                 assert stuck == {pid for e in effects for pid in _unkillable(e)}, "unkillable ones not named"
             self.members, self.launches_due, self.request, self.wanted = {}, 0, None, 0
@@ -403,31 +403,31 @@ class World:
 
     def choices(self) -> list[Callable[[int], None]]:
         """Everything that is possible now, the likely things several times."""
-        may: list[Callable[[int], None]] = [lambda _: self.settle()] * 4
+        may: list[Callable[[int], None]] = [lambda _: self.settle()] * 8
         if self.orders:
-            may += [lambda _: self.obey()] * 2
+            may += [lambda _: self.obey()] * 4
         if self.said:
-            may += [lambda _: self.deliver()] * 2
+            may += [lambda _: self.deliver()] * 4
         if self.unborn and self.preloaded:
-            may += [self.fork] * 2
+            may += [self.fork] * 4
         if not self.preloaded and not self.forkserver_gone:
-            may += [self._preload]
+            may += [self._preload] * 4
         if not self.forkserver_gone:
             may += [lambda _: self.lose_forkserver()]
         if active := self.active():
-            may += [lambda c: self.act(active[c % len(active)])] * 2
+            may += [lambda c: self.act(active[c % len(active)])] * 4
         if running := [q for q in self.processes if q.alive and isinstance(q.doing, m.RunCell) and q.doing.cell]:
-            may += [lambda c: self.finish(running[c % len(running)], c // 4)] * 6
+            may += [lambda c: self.finish(running[c % len(running)], c // 4)] * 16
         if forming := [q for q in self.processes if q.alive and isinstance(q.doing, m.FormGroup)]:
             may += [lambda c: self.fail_forming(forming[c % len(forming)])]
         if born := [q for q in self.processes if q.alive and q.pid and not q.unkillable]:
             may += [lambda c: self.die(born[c % len(born)], (9, 11, 256, 0)[c // 4 % 4])] * 2
             may += [lambda c: _spoil(born[c % len(born)], c)]
-        may += [lambda _: self._user_cell(range(self.pool.world_size or 1))] * 4
-        may += [lambda c: self._user_cell([r for r in range(MAX_RANKS) if c >> r & 1])]
+        may += [lambda _: self._user_cell(range(self.pool.world_size or 1))] * 8
+        may += [lambda c: self._user_cell([r for r in range(MAX_RANKS) if c >> r & 1])] * 2
         may += [lambda c: self.handle(p.StartRequested(_plan(1 + c % MAX_RANKS), SURROUNDINGS))] * 2
-        may += [lambda c: self.handle(p.ResizeRequested(_plan(1 + c % MAX_RANKS), SURROUNDINGS))] * 2
-        may += [lambda _: self.handle(p.InterruptRequested())] * 2
+        may += [lambda c: self.handle(p.ResizeRequested(_plan(1 + c % MAX_RANKS), SURROUNDINGS))] * 4
+        may += [lambda _: self.handle(p.InterruptRequested())] * 4
         may += [lambda _: self.handle(p.StopRequested())]
         may += [lambda _: self.tick()] * 2
         may += [lambda c: self._wait(c / 10)]
@@ -467,7 +467,10 @@ class World:
         self.judge.at_rest()
 
     def play(self, script: bytes) -> None:
-        for first, second in zip(script[::2], script[1::2], strict=False):
+        if script[0] % 4:
+            self.handle(p.StartRequested(_plan(script[0] % 4), SURROUNDINGS))
+            self.settle()
+        for first, second in zip(script[1::2], script[2::2], strict=False):
             may = self.choices()
             may[first % len(may)](second)
         self.come_to_rest()
