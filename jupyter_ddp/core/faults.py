@@ -9,7 +9,7 @@ from jupyter_ddp.core.messages import WorkerExited
 
 
 def signal_name(number: int) -> str:
-    """"SIGKILL" for 9; "signal 99" for a number that has no name."""
+    """ "SIGKILL" for 9; "signal 99" for a number that has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:

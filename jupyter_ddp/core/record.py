@@ -21,6 +21,9 @@ from jupyter_ddp.core.terminal import strip
 from jupyter_ddp.core.topology import named
 from jupyter_ddp.core.transcript import Rich, Segment, Transcript
 
+MAX_CAUSES = 3
+"""Different causes that a failure's one line names."""
+
 Verdict = Literal["ok", "error", "interrupted", "died", "not-run", "unknown"]
 
 
@@ -174,7 +177,10 @@ class CellRecord:
         """The cause of a cell's failure in one line, the first cause first."""
         failed = sorted((r for r in self if r.verdict != "ok"), key=_causes_first)
         groups = _grouped((_first_line(r), r.rank) for r in failed)
-        return "; ".join(f"{named(ranks, '-')}: {words}" for words, ranks in groups)
+        causes = [f"{named(ranks, '-')}: {words}" for words, ranks in groups[:MAX_CAUSES]]
+        if rest := [rank for _, ranks in groups[MAX_CAUSES:] for rank in ranks]:
+            causes.append(f"{named(rest, '-')} failed too")
+        return "; ".join(causes)
 
     # -- how it grows ----------------------------------------------------------------------------
 

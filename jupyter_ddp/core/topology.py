@@ -74,7 +74,7 @@ def ranges(ranks: Iterable[int], dash: str = "–") -> str:
 
 
 def named(ranks: Sequence[int], dash: str = "–") -> str:
-    """"rank 1" or "ranks 0–3"."""
+    """ "rank 1" or "ranks 0–3"."""
     return f"rank{'s' if len(ranks) != 1 else ''} {ranges(ranks, dash)}"
 
 

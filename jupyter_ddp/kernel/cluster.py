@@ -394,7 +394,7 @@ class Cluster:
 
     @property
     def phase(self) -> str:
-        """"stopped", "starting", "ready", "running", "forming" or "stopping"."""
+        """ "stopped", "starting", "ready", "running", "forming" or "stopping"."""
         return self._pool.phase.value
 
     def records(self) -> list[CellRecord]:

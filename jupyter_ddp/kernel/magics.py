@@ -113,7 +113,8 @@ class DDPMagics(Magics):
         whole = self._request().get("code", "")
         if cell.strip() and whole.rstrip().endswith(cell.rstrip()):
             before = whole[: len(whole.rstrip()) - len(cell.rstrip())].count("\n")
-        return before + 1, int(self.shell.execution_count)
+        # `In` ends with this cell's own input; execution_count may already be the next one's.
+        return before + 1, len(self.shell.user_ns.get("In", [""])) - 1
 
     def _is_live(self) -> bool:
         """A front end that can answer questions has somebody before it, who can watch."""

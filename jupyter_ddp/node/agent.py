@@ -173,8 +173,6 @@ class Agent:
             for process in started:
                 process.passed()
                 self._watch_rank(process)
-                for stream, fd in process.pipes.items():
-                    self._watch(fd, self._pipe_callback(process, stream))
         self._start_waiting.clear()
 
     def _on_forkserver(self, _: int) -> None:
@@ -198,17 +196,20 @@ class Agent:
 
     def _watch_rank(self, process: RankProcess) -> None:
         """Listen to a rank, unless the notebook kernel is behind; write to it, if something waits."""
-        events = 0 if self._throttled else selectors.EVENT_READ
-        if process.writer.waiting_bytes:
-            events |= selectors.EVENT_WRITE
-        known = process.cells in self._selector.get_map()
-        if not events:
-            if known:
-                self._selector.unregister(process.cells)
+        read = 0 if self._throttled else selectors.EVENT_READ
+        write = selectors.EVENT_WRITE if process.writer.waiting_bytes else 0
+        self._select(process.cells.fileno(), read | write, self._cells_callback(process))
+        for stream, fd in process.pipes.items():
+            self._select(fd, 0 if stream in process.ended else read, self._pipe_callback(process, stream))
+
+    def _select(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
+        known = fd in self._selector.get_map()
+        if events and known:
+            self._selector.modify(fd, events, callback)
+        elif events:
+            self._selector.register(fd, events, callback)
         elif known:
-            self._selector.modify(process.cells, events, self._cells_callback(process))
-        else:
-            self._selector.register(process.cells, events, self._cells_callback(process))
+            self._selector.unregister(fd)
 
     def _cells_callback(self, process: RankProcess) -> Callable[[int], None]:
         def on_cells(events: int) -> None:
@@ -216,15 +217,17 @@ class Agent:
                 return
             if events & selectors.EVENT_WRITE and process.flush():
                 self._watch_rank(process)
-            if not events & selectors.EVENT_READ:
-                return
-            data = process.receive()
-            if not data:
+            if events & selectors.EVENT_READ and not self._listen(process):
                 self._selector.unregister(process.cells)  # its end; the pidfd tells how
-            for message, body in process.messages(data):
-                self._heard(process, message, body)
 
         return on_cells
+
+    def _listen(self, process: RankProcess) -> bool:
+        """Take what a rank has sent; False when there was nothing."""
+        data = process.receive()
+        for message, body in process.messages(data):
+            self._heard(process, message, body)
+        return bool(data)
 
     def _heard(self, process: RankProcess, message: m.RankMessage, body: bytes) -> None:
         """Relay what a rank says; what its cell wrote to fd 1 and 2 goes before the cell's end."""
@@ -259,10 +262,10 @@ class Agent:
         def on_pipe(_: int) -> None:
             if process.closed:
                 return
-            outputs = list(process.drain_one(stream))
-            if not outputs:  # readable, and nothing there: nobody holds the other end any more
-                self._selector.unregister(process.pipes[stream])
-            self._relay(outputs)
+            self._listen(process)  # what it said before it started the child that writes here
+            self._relay(process.drain_one(stream))
+            if stream in process.ended:
+                self._watch_rank(process)
 
         return on_pipe
 

@@ -20,6 +20,7 @@ from jupyter_ddp.node.linux import oom_kills
 
 _READ_BYTES = 256 * 1024
 _STDERR_BYTES = 4 * 1024
+_MAX_READS = 64
 _STREAMS: tuple[m.Stream, m.Stream] = ("stdout", "stderr")
 
 
@@ -33,6 +34,8 @@ class RankProcess:
         self.cell = m.NO_CELL
         self.busy = False
         self.closed = False
+        self.ended: set[m.Stream] = set()
+        """Pipes that nothing more will come from."""
         self.cells, self._their_cells = socket.socketpair()
         self.control, self._their_control = socket.socketpair()
         self.pipes = dict.fromkeys(_STREAMS, -1)
@@ -121,12 +124,14 @@ class RankProcess:
                 yield from self.drain_one(stream)
 
     def drain_one(self, stream: m.Stream) -> Iterator[m.FdOutput]:
-        while True:
+        """One pipe's content. A child that never stops writing does not keep us here."""
+        for _ in range(_MAX_READS):
             try:
                 data = os.read(self.pipes[stream], _READ_BYTES)
             except BlockingIOError:
                 return
-            if not data:
+            if not data:  # nobody holds the other end any more
+                self.ended.add(stream)
                 return
             if stream == "stderr":
                 self._stderr = (self._stderr + data)[-_STDERR_BYTES:]

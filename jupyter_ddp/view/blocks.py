@@ -1,7 +1,7 @@
 """What a group of ranks shows, piece by piece, before it becomes text or a page.
 
-Owns the order of the pieces: what was written and displayed, the traceback, how the process ended,
-notices. Never cuts anything; `fitting` does.
+Owns the order of the pieces: what was written and displayed, the traceback and how the
+process ended. Never cuts anything; `fitting` does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jupyter_ddp.view.ansi import strip
 from jupyter_ddp.view.grouping import Group, groups
 from jupyter_ddp.view.media import Drawn, draw
 
-Kind = Literal["stdout", "stderr", "value", "traceback", "cause", "note"]
+Kind = Literal["stdout", "stderr", "value", "traceback", "cause"]
 
 
 class Lines(NamedTuple):
@@ -83,8 +83,6 @@ def _blocks(group: Group) -> Iterator[Block]:
         yield Lines("traceback", _traceback(rank.error))
     if rank.verdict == "died" or (rank.death and anything):
         yield Lines("cause", wording.cause(group))
-    for notice in rank.notices:
-        yield Lines("note", f"note: {notice}")
 
 
 def _block(segment: Segment) -> Block | None:

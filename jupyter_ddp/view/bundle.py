@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from jupyter_ddp.core.record import Snapshot
-from jupyter_ddp.view import page, text
+from jupyter_ddp.view import page, text, wording
 from jupyter_ddp.view.blocks import shown
 from jupyter_ddp.view.fitting import LIVE, STATIC, fit
 
@@ -28,6 +28,6 @@ def bundle(snapshot: Snapshot, live: bool = False) -> dict[str, str]:
     groups = shown(snapshot)
     limits = LIVE if live else STATIC
     return {
-        "text/plain": text.write(groups, limits),
+        "text/plain": text.write(groups, limits, wording.notes(snapshot)),
         "text/html": fit(groups, limits, partial(page.write, snapshot=snapshot, live=live)),
     }

@@ -34,10 +34,22 @@ def groups(snapshot: Snapshot) -> list[Group]:
     return [Group(tuple(r.rank for r in same), same[0]) for same in found.values()]
 
 
+def notices(snapshot: Snapshot) -> list[tuple[tuple[int, ...], str]]:
+    """Each notice once, with the ranks that gave it, in the order of the first of them.
+
+    Apart from the groups: a remark on how the cell was run is no reason to show output twice.
+    """
+    found: dict[str, list[int]] = {}
+    for rank in snapshot.ranks:
+        for notice in rank.notices:
+            found.setdefault(notice, []).append(rank.rank)
+    return [(tuple(ranks), notice) for notice, ranks in found.items()]
+
+
 def _identity(rank: RankSnapshot) -> Hashable:
     error = rank.error and (rank.error.ename, rank.error.evalue, rank.error.line, tuple(rank.error.traceback))
     segments = tuple(map(_segment_identity, rank.segments))
-    return rank.verdict, error, rank.death, rank.notices, segments
+    return rank.verdict, error, rank.death, segments
 
 
 def _segment_identity(segment: Segment) -> Hashable:

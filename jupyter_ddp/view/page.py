@@ -76,6 +76,9 @@ _TEMPLATE = """\
 {%- if page.hidden %}
 <p class="jupyter-ddp-quiet"{{ style.quiet }}>{{ hidden(page.hidden) }}</p>
 {%- endif %}
+{%- for note in notes %}
+<p class="jupyter-ddp-note"{{ style.note }}>{{ note }}</p>
+{%- endfor %}
 {%- if page.note %}
 <p class="jupyter-ddp-quiet"{{ style.quiet }}><em>{{ page.note }}</em></p>
 {%- endif %}
@@ -103,7 +106,7 @@ _STYLES = {
     "value": _PRE,
     "traceback": _PRE,
     "cause": f"{_PRE};font-weight:bold",
-    "note": f"{_PRE};font-style:italic",
+    "note": "margin:0 0 6px;font-style:italic",
 }
 _WHERE_MANY = ("failed", "image", "stderr")
 
@@ -117,6 +120,7 @@ def write(page: Page, snapshot: Snapshot, live: bool) -> str:
         page=page,
         live=live,
         chips=wording.strip_of(snapshot) if several else [],
+        notes=wording.notes(snapshot),
         silent=[] if live else sorted(silent),
         style=styles if len(page.shown) <= MAX_STYLED_GROUPS else few_styles,
     )

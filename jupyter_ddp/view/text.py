@@ -5,7 +5,7 @@ Owns the text/plain form. Never holds a control sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jupyter_ddp.core.record import Snapshot
 from jupyter_ddp.core.topology import named
@@ -18,12 +18,13 @@ from jupyter_ddp.view.media import Drawn
 
 def text(snapshot: Snapshot) -> str:
     """The cell's output, group by group, without a trailing newline; "" if there is none."""
-    return write(shown(snapshot), STATIC)
+    return write(shown(snapshot), STATIC, wording.notes(snapshot))
 
 
-def write(groups: list[Shown], limits: Limits) -> str:
-    """The groups as text within the limits."""
-    return fit([Shown(s.group, list(map(_as_lines, s.blocks))) for s in groups], limits, _write)
+def write(groups: list[Shown], limits: Limits, notes: Sequence[str]) -> str:
+    """The groups as text within the limits, and the notes."""
+    body = fit([Shown(s.group, list(map(_as_lines, s.blocks))) for s in groups], limits, _write)
+    return "\n".join([body, *notes] if body else notes)
 
 
 def _as_lines(block: Block) -> Block:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jupyter_ddp.core.record import RankSnapshot, Snapshot, Verdict
 from jupyter_ddp.core.topology import named, ranges
 from jupyter_ddp.view.ansi import strip
-from jupyter_ddp.view.grouping import Group
+from jupyter_ddp.view.grouping import Group, notices
 
 GLYPHS: dict[Verdict | None, str] = {
     "ok": "✓",
@@ -120,3 +120,16 @@ def one_line(text: str, max_chars: int = 500) -> str:
     """A rank's text as one line that does nothing but be read."""
     line = " ".join(strip(text[: 4 * max_chars]).split())
     return line if len(line) <= max_chars else line[: max_chars - 1] + "…"
+
+
+MAX_NOTES = 20
+_MAX_NOTE_CHARS = 400
+
+
+def notes(snapshot: Snapshot) -> list[str]:
+    """Remarks on how the cell was run, one line each; whose they are, where not every rank has them."""
+    lines: list[str] = []
+    for ranks, notice in notices(snapshot)[:MAX_NOTES]:
+        whose = "" if len(ranks) == len(snapshot.ranks) else f" ({named(ranks)})"
+        lines.append(f"note{whose}: {one_line(notice)[:_MAX_NOTE_CHARS]}")
+    return lines

@@ -31,6 +31,7 @@ class Adoption:
 
     def install(self) -> None:
         """Replace torch's functions where user code looks for them."""
+
         @functools.wraps(_real_init)
         def init(*args: Any, **kwargs: Any) -> None:
             self._init(*args, **kwargs)
@@ -56,14 +57,17 @@ class Adoption:
             self._say_once(f"init_process_group: the cell uses the pool's group ({ours})")
 
     def _check(self, world_size: int, rank: int) -> None:
-        have = f"this is rank {self._group.rank} of the pool's {self._group.world_size}"
+        size = self._group.world_size
         if world_size not in (-1, self._group.world_size):
             raise ValueError(
-                f"init_process_group(world_size={world_size}): {have}; leave world_size out, "
-                f"or make the pool fit with %ddp resize {world_size}"
+                f"init_process_group(world_size={world_size}): the pool has {size} "
+                f"rank{'s' if size != 1 else ''}; leave world_size out, or %ddp resize {world_size}"
             )
         if rank not in (-1, self._group.rank):
-            raise ValueError(f"init_process_group(rank={rank}): {have}; leave rank out")
+            raise ValueError(
+                f"init_process_group(rank={rank}): this is rank {self._group.rank} of the pool's {size}; "
+                "leave rank out"
+            )
 
     def _destroy(self, group: Any = None) -> None:
         if group is not None and group is not dist.GroupMember.WORLD:

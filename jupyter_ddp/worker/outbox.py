@@ -124,9 +124,7 @@ class Outbox:
         self._send_as(kind, self.generation, self.cell, **fields)
 
     def _send_as(self, kind: type[m.FromRank], generation: int, cell: int, **fields: Any) -> None:
-        frame = codec.encode(
-            kind(rank=self.rank, generation=generation, cell=cell, seq=self._seq, **fields)
-        )
+        frame = codec.encode(kind(rank=self.rank, generation=generation, cell=cell, seq=self._seq, **fields))
         try:
             self._link.sendall(frame)
         except ConnectionError:

@@ -5,15 +5,16 @@ A collective on the whole world would wait there for ranks that do not run the c
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from jupyter_ddp.core.topology import ranges
+from jupyter_ddp.core.topology import named
 
 
 class PartOfTheWorld(dist.ProcessGroup):
@@ -25,9 +26,12 @@ class PartOfTheWorld(dist.ProcessGroup):
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(
-            f"this cell runs on ranks {ranges(self._members, '-')} only, the others would never join: "
+            f"this cell runs on {named(self._members, '-')} only, the others would never join: "
             "pass group=group, the process group of just these ranks"
         )
+
+    # Functional collectives look the group up by its name.
+    group_name = property(_refuse)
 
 
 for _name in (
@@ -48,6 +52,13 @@ for _name in (
     "alltoall_base",
     "barrier",
     "monitored_barrier",
+    "all_gather_single",
+    "reduce_scatter_single",
+    "all_to_all_single",
+    "send",
+    "recv",
+    "recv_anysource",
+    "_start_coalescing",
 ):
     setattr(PartOfTheWorld, _name, PartOfTheWorld._refuse)
 
@@ -86,13 +97,33 @@ class PartialWorlds:
             table[stand_in] = table[world]
         state.pg_names[stand_in] = f"{_NAME}stand-in"  # type: ignore[assignment]  # a NewType of str
         c10d._update_default_pg(stand_in)
+        new_groups = [(module, module.new_group) for module in (dist, c10d)]
+        for module, real in new_groups:
+            vars(module)["new_group"] = _checked(real, members)
         try:
             yield
         finally:
+            for module, real in new_groups:
+                vars(module)["new_group"] = real
             if dist.GroupMember.WORLD in (stand_in, None):  # None: the cell destroyed the group
                 c10d._update_default_pg(world)
             for table in tables:
                 table.pop(stand_in, None)
+
+
+def _checked(new_group: Callable[..., Any], members: tuple[int, ...]) -> Callable[..., Any]:
+    """`dist.new_group`, which all of the world has to call, unless its members form it alone."""
+
+    @functools.wraps(new_group)
+    def checked(ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("use_local_synchronization") or not set(ranks or ()) <= set(members):
+            raise RuntimeError(
+                f"this cell runs on {named(members, '-')} only, and new_group needs every rank: call it in "
+                " a cell on all ranks, or with use_local_synchronization=True and ranks of this cell"
+            )
+        return new_group(ranks, *args, **kwargs)
+
+    return checked
 
 
 _NAME = "jupyter_ddp "

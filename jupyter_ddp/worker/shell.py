@@ -155,6 +155,7 @@ class RankShell(InteractiveShell):
             if hasattr(sys, name):
                 delattr(sys, name)
         self.raised = None
+        self.InteractiveTB.tb = None
         self.last_execution_result = None
         self.last_execution_succeeded = True
 

@@ -191,12 +191,10 @@ def test_a_failed_cells_memory_is_freed(nb: NotebookKernel) -> None:
 
 @pytest.mark.parametrize(
     ("targets", "members"),
-    [("0,2-3", [0, 2, 3]), ("::2", [0, 2]), ("1:3", [1, 2]), ("3", [3]), ("-1", [3]), ("0-3", [0, 1, 2, 3])],
+    [("0,2-3", [0, 2, 3]), ("::2", [0, 2]), ("1:3", [1, 2]), ("3", [3]), ("0-3", [0, 1, 2, 3])],
 )
 def test_targets(nb: NotebookKernel, targets: str, members: list[int]) -> None:
     """`-t` runs the cell on just these ranks; `group` is a process group of them."""
-    if targets == "-1":
-        targets = "-1"
     ranks = nb.ranks("t = torch.tensor([rank])\nrank", f"-t {targets}")
     assert ranks.all("rank") == members
     if len(members) < 4:
@@ -226,6 +224,9 @@ def test_rank_magic(nb: NotebookKernel) -> None:
         "dist.reduce(torch.ones(1), 0)",
         "dist.scatter(torch.ones(1), [torch.ones(1) for _ in range(4)] if rank == 0 else None, 0)",
         "dist.reduce_scatter_tensor(torch.ones(1), torch.ones(4))",
+        "dist.all_gather_into_tensor(torch.ones(4), torch.ones(1))",
+        "dist.send(torch.ones(1), 2 - rank)",
+        "dist.new_group([0, 1])",
         "dist.all_to_all_single(torch.ones(4), torch.ones(4))",
         "dist.monitored_barrier()",
         "torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))",

@@ -191,7 +191,8 @@ class Judge:
 
     def _judge_cell(self, effect: p.CellEnded, event: p.Event) -> None:
         asked = self.running
-        assert asked is not None and asked.cell == effect.cell
+        assert asked is not None
+        assert asked.cell == effect.cell
         assert set(effect.verdicts) == set(asked.targets)
         self._end(effect.cell)
         self.running = None
@@ -208,7 +209,7 @@ class Judge:
                 assert effect.reasons[rank], "an end without words"
 
     def _end(self, cell: int) -> None:
-        assert cell in self.cells and cell not in self.ended, "a cell ended twice"
+        assert cell in set(self.cells) - self.ended, "a cell ended twice"
         self.ended.add(cell)
 
     def _reported(self, text: str) -> None:
@@ -219,7 +220,7 @@ class Judge:
     def at_rest(self) -> None:
         pool = self.world.pool
         assert pool.phase in AT_REST
-        assert not self.starts_open and not self.stops_open, "a request without an answer"
+        assert (self.starts_open, self.stops_open) == (0, 0), "a request without an answer"
         running = {self.running.cell} if self.running else set()
         assert set(self.cells) - self.ended == running, "a cell that never ends"
         assert (pool.phase is p.Phase.RUNNING) == bool(running)
@@ -261,7 +262,7 @@ class World:
             if isinstance(effect, p.SendToNodes):
                 new: list[Process] = []
                 if isinstance(effect.message, m.StartRanks):
-                    new = [self.judge.members.get(place.rank) or Process(place.rank) for place in effect.message.places]
+                    new = [self.judge.members[place.rank] for place in effect.message.places]
                     self.processes += new
                 self.orders.append((effect.message, new))
         deadline = self.pool.next_deadline
@@ -323,8 +324,8 @@ class World:
         process = self.unborn.popleft()
         taken = {q.pid for q in self.processes if q.alive}
         process.pid = next(pid for pid in range(100, 200) if pid not in taken)  # PIDs come round again
-        hasty = choice & 1 and not any(q.rank == process.rank and q.alive for q in self.processes if q is not process)
-        if hasty:  # its first words overtake the forkserver's
+        namesakes = [q for q in self.processes if q.alive and q.rank == process.rank and q is not process]
+        if choice & 1 and not namesakes:  # its first words overtake the forkserver's
             self._connect(process)
         self.said.append((m.WorkerForked(process.rank, process.pid), process))
         if process.doomed:
@@ -382,7 +383,8 @@ class World:
         self.said.append((finished, process))
 
     def active(self) -> list[Process]:
-        return [q for q in self.processes if q.alive and q.pid and not q.doing and (q.inbox or not q.connected)]
+        free = [q for q in self.processes if q.alive and q.pid and not q.doing]
+        return [q for q in free if q.inbox or not q.connected]
 
     def settle(self, ranks_act: bool = True) -> None:
         """Until nothing more happens by itself."""
@@ -416,9 +418,9 @@ class World:
             may += [lambda _: self.lose_forkserver()]
         if active := self.active():
             may += [lambda c: self.act(active[c % len(active)])] * 4
-        if running := [q for q in self.processes if q.alive and isinstance(q.doing, m.RunCell) and q.doing.cell]:
+        if running := [q for q in self.processes if q.alive and _cell(q)]:
             may += [lambda c: self.finish(running[c % len(running)], c // 4)] * 16
-        if forming := [q for q in self.processes if q.alive and isinstance(q.doing, m.FormGroup)]:
+        if forming := [q for q in self.processes if q.alive and _generation(q)]:
             may += [lambda c: self.fail_forming(forming[c % len(forming)])]
         if born := [q for q in self.processes if q.alive and q.pid and not q.unkillable]:
             may += [lambda c: self.die(born[c % len(born)], (9, 11, 256, 0)[c // 4 % 4])] * 2
@@ -499,6 +501,10 @@ def _forms(message: m.KernelToNode) -> bool:
 
 def _generation(process: Process) -> int:
     return process.doing.generation if isinstance(process.doing, m.FormGroup) else 0
+
+
+def _cell(process: Process) -> int:
+    return process.doing.cell if isinstance(process.doing, m.RunCell) else 0
 
 
 def _spoil(process: Process, choice: int) -> None:

@@ -131,7 +131,7 @@ def only(effects: list[p.Effect], kind: type[Any]) -> Any:
 
 
 def test_a_start_forks_then_forms_then_says_so_once(desk: Desk) -> None:
-    """Ranks are asked for at once, the group is formed when all are there, the end is told when all joined."""
+    """Ranks are asked for at once, told to form when all are there, and the pool stands when all joined."""
     (asked,) = desk.start(2)
     assert isinstance(asked, p.SendToNodes)
     assert isinstance(asked.message, m.StartRanks)

@@ -208,7 +208,7 @@ def test_every_kind_of_end_has_words(record: CellRecord, ranks: Ranks) -> None:
     assert first == "rank 0: killed by SIGKILL (line 3)"
     assert set(rest) == {
         "rank 1: interrupted",
-        "rank 2: not run",
+        "rank 2 failed too",
         "rank 3: the connection to its node was lost",
     }
     assert record[0].death == "killed by SIGKILL (line 3)"

@@ -207,8 +207,8 @@ def test_chosen_devices_become_the_visible_ones() -> None:
         (["a"], "nccl", None, "4 ranks, 1 GPU; use --backend gloo or -n 1"),
         (["a", "b"], "nccl", None, "4 ranks, 2 GPUs; use --backend gloo or -n 2"),
         (["a", "b", "c", "d"], "nccl", [1, 2], "4 ranks, 2 GPUs; use --backend gloo or -n 2"),
-        (["a", "b"], None, [0, 5], "there is no GPU 5; GPUs 0-1 are visible"),
-        ([], None, [0], "there is no GPU 0; no GPU is visible"),
+        (["a", "b"], None, [0, 5], "there is no GPU 5; write some of 0,1"),
+        ([], None, [0], "there is no GPU 0; none is visible"),
     ],
 )
 def test_a_plan_that_cannot_be_had_names_the_remedy(

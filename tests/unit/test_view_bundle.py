@@ -98,8 +98,8 @@ def test_the_page_without_styles() -> None:
         "rank 4 · died",
         "b",
         "☠ rank 4: killed by SIGKILL (line 5)",
-        "note: careful",
         "rank 5 · no output",
+        "note (rank 4): careful",
     ]
 
 
@@ -235,7 +235,6 @@ LIVE_CASES = {
     "alternating streams": [rank(0, *(written("a\n", s) for _ in range(5000) for s in ("stdout", "stderr")))],
     "images": [rank(n, *(rich(image__png=PIXEL * 200) for _ in range(30))) for n in range(20)],
     "long names": [rank(n, verdict="error", error=CellError("<" * 9999, f"{n}", 0, [])) for n in range(999)],
-    "notices": [rank(n, notices=tuple(f"{m} {n}" + "&" * 50 for m in range(90))) for n in range(50)],
     "reasons": [rank(n, verdict="unknown", death=f"{n}" + "<\u202e" * 999) for n in range(500)],
 }
 

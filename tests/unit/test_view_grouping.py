@@ -5,7 +5,7 @@ import pytest
 from jupyter_ddp.core.messages import CellError, Stream
 from jupyter_ddp.core.record import RankSnapshot, Snapshot, Verdict
 from jupyter_ddp.core.transcript import Rich, Segment, Text
-from jupyter_ddp.view.grouping import groups
+from jupyter_ddp.view.grouping import groups, notices
 from jupyter_ddp.view.wording import strip_of, title
 
 
@@ -48,7 +48,6 @@ def png(value: object, **metadata: object) -> Rich:
         rank(1, written("a")),
         rank(1, written("a\n"), verdict=None),
         rank(1, written("a\n"), death="killed by SIGKILL"),
-        rank(1, written("a\n"), notices=("careful",)),
         rank(1, written("a\n"), error=CellError("E", "v", 1, ["t"])),
         rank(1, written("a\n"), png("QQ==")),
     ],
@@ -98,3 +97,10 @@ def test_the_strip_of_a_thousand_mixed_ranks_stays_readable() -> None:
     chips = strip_of(Snapshot([rank(n, verdict="ok" if n % 2 else "error") for n in range(1000)]))
     assert [str(c)[:6] for c in chips] == ["✗0,2,4", "✓1,3,5"]
     assert all(str(c).endswith(",… (500 ranks)") and len(c.ranks) < 220 for c in chips)
+
+
+def test_notices_stand_apart() -> None:
+    """A remark on how the cell was run shows no output twice; it is told once, with its ranks."""
+    snapshot = Snapshot([rank(0, written("a\n"), notices=("careful",)), rank(1, written("a\n"))])
+    assert [group.ranks for group in groups(snapshot)] == [(0, 1)]
+    assert notices(snapshot) == [((0,), "careful")]

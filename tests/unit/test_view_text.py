@@ -70,9 +70,8 @@ def test_a_cell_that_failed() -> None:
         ☠ rank 3: killed by SIGKILL (line 5)
         [rank 4] not run
         [rank 5] interrupted
-        [rank 6]
-        note: the group was restored
-        [ranks 7,8] no output""")
+        [ranks 6–8] no output
+        note (rank 6): the group was restored""")
 
 
 def test_identical_errors_once() -> None:
