@@ -254,10 +254,6 @@ class Notice(FromRank, frozen=True):
     text: str
 
 
-class DrainPipes(FromRank, frozen=True):
-    """What the rank's subprocess wrote to fd 1 and 2 comes before what the rank says next."""
-
-
 class CellError(Struct, frozen=True, forbid_unknown_fields=True):
     """An exception that ended a cell on a rank. `line` is the notebook cell's line, 0 if unknown."""
 
@@ -284,11 +280,10 @@ RankMessage = (
     | Display
     | ClearOutput
     | Notice
-    | DrainPipes
     | CellFinished
 )
 
-CellMessage = Output | FdOutput | Display | ClearOutput | Notice | DrainPipes | CellFinished
+CellMessage = Output | FdOutput | Display | ClearOutput | Notice | CellFinished
 """What a cell's record is folded from."""
 
 NodeToKernel = (
@@ -305,7 +300,6 @@ NodeToKernel = (
     | Display
     | ClearOutput
     | Notice
-    | DrainPipes
     | CellFinished
 )
 

@@ -204,8 +204,6 @@ class CellRecord:
                 case m.Notice():
                     if message.text not in r.notices:
                         r.notices.append(message.text)
-                case m.DrainPipes():
-                    pass  # it had its effect in the agent; here it only counts
                 case m.CellFinished():
                     r.error, r.duration_s = message.error, message.duration_s
                     self._end(r, message.verdict)

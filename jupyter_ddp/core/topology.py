@@ -70,7 +70,7 @@ def ranges(ranks: Iterable[int], dash: str = "–") -> str:
             parts[-1][1] = rank
         else:
             parts.append([rank, rank])
-    return ",".join(str(a) if a == b else f"{a}{dash if b > a + 1 else ','}{b}" for a, b in parts)
+    return ",".join(str(a) if a == b else f"{a}{dash}{b}" for a, b in parts)
 
 
 def named(ranks: Sequence[int], dash: str = "–") -> str:

@@ -5,12 +5,14 @@ Owns the node agent, the rendezvous and the exchange of one pool, and the record
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Self, assert_never
@@ -138,7 +140,7 @@ class Cluster:
         self._starting: _Waiter | None = None
         self._stopping: _Waiter | None = None
         self._executions: OrderedDict[int, Execution] = OrderedDict()
-        self._cells = 0
+        self._cells = itertools.count(1)
         self._run_id = ""
         self._announced: list[str] = []
         self.stages: dict[str, float] = {}
@@ -284,9 +286,10 @@ class Cluster:
         if self._pool.phase is p.Phase.STOPPED:
             self.start()
         ranks = self._targets(targets)
-        self._cells += 1
-        file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  # the record closes it
-        record = CellRecord(self._cells, ranks, file, threading.RLock())  # type: ignore[arg-type]  # a BinaryIO but by name
+        cell = next(self._cells)
+        file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  # closed with the record
+        record = CellRecord(cell, ranks, file, threading.RLock())  # type: ignore[arg-type]  # a BinaryIO but by name
+        weakref.finalize(record, file.close)  # a record that the user holds stays readable
         execution = Execution(record)
         self._remember(execution)
         self._post(p.CellRequested(record.cell, ranks, prepared.source, prepared.awaits, count))
@@ -306,8 +309,9 @@ class Cluster:
 
     def _remember(self, execution: Execution) -> None:
         self._executions[execution.record.cell] = execution
-        while len(self._executions) > RECORDS_KEPT:
-            self._executions.popitem(last=False)
+        ended = [cell for cell, kept in list(self._executions.items()) if kept.done]
+        for cell in ended[: max(0, len(self._executions) - RECORDS_KEPT)]:
+            del self._executions[cell]
 
     def _follow(self, execution: Execution, on_news: Callable[[CellRecord, bool], None] | None) -> None:
         """Until the cell has ended everywhere. An interrupt goes to the ranks, and the wait goes on."""
@@ -461,8 +465,10 @@ class Cluster:
             case p.CellEnded():
                 self._end_cell(effect)
             case p.CellRefused():
-                self._executions[effect.cell].refusal = effect.reason
-                self._executions.pop(effect.cell).finish()
+                refused = self._executions.pop(effect.cell, None)
+                if refused is not None:
+                    refused.refusal = effect.reason
+                    refused.finish()
             case p.Announced():
                 self._announced.append(effect.text)
             case p.SendToNodes():

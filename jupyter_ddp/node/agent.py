@@ -6,6 +6,7 @@ or the kernel's process ends. Never imports torch or IPython; never blocks on a 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -28,6 +29,8 @@ _READ_BYTES = 1024 * 1024
 _MAX_WAITING_BYTES = 16 * 1024 * 1024
 """With more than this on its way to the notebook kernel, ranks are not read: they wait to print."""
 _END_TIMEOUT_S = 1.0
+_ORPHANS_S = 10.0
+"""How often, at rest, ended orphans are looked for."""
 _GATHER_S = 0.02
 """The longest that a rank's good end waits for those of the others."""
 
@@ -76,8 +79,11 @@ class Agent:
         self._say(m.NodeReady(m.PROTOCOL_VERSION, os.getpid(), socket.gethostname(), gpus))
         try:
             while not self._leaving:
-                for key, events in self._selector.select(_GATHER_S if self._gathered else None):
+                events_now = self._selector.select(_GATHER_S if self._gathered else _ORPHANS_S)
+                for key, events in events_now:
                     key.data(events)
+                if not events_now and not self._gathered:
+                    self._reap_orphans()
                 if self._gathered and time.monotonic() - self._gathered_at >= _GATHER_S:
                     self._say_gathered()
                 self._flush()
@@ -231,9 +237,8 @@ class Agent:
 
     def _heard(self, process: RankProcess, message: m.RankMessage, body: bytes) -> None:
         """Relay what a rank says; what its cell wrote to fd 1 and 2 goes before the cell's end."""
-        if isinstance(message, m.DrainPipes | m.CellFinished):
-            self._relay(process.drain())
         if isinstance(message, m.CellFinished):
+            self._relay(process.drain())
             process.busy = False
             if message.verdict == "ok":
                 self._gather(body)
@@ -274,10 +279,21 @@ class Agent:
             exit = process.reap(self._say)
             if exit is None:
                 return
+            self._reap_orphans()
             self._forget(process)
             self._say(exit)
 
         return on_exit
+
+    def _reap_orphans(self) -> None:
+        """Reap what ranks have left behind: it came to us, the subreaper. Ranks are reaped by name."""
+        ours = {self._forkserver.process.pid, *(process.pid for process in self._ranks.values())}
+        if 0 in ours:
+            return  # a rank is being born: which of our children it is, is still to be told
+        for pid in children(os.getpid()):
+            if pid not in ours:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
 
     def _forget(self, process: RankProcess) -> None:
         for fd in (process.cells.fileno(), process.pidfd, *process.pipes.values()):

@@ -121,7 +121,7 @@ class Worker:
         self._control = ControlThread(control, outbox, journal, self._group, self._shell.is_cell_file)
         self._seed(begin.surroundings.seed + begin.place.rank)
         self._introduce(begin.place)
-        os.register_at_fork(before=outbox.flush, after_in_child=self._after_fork)
+        os.register_at_fork(after_in_child=self._after_fork)
         outbox.say(m.WorkerConnected, pid=os.getpid())
 
     def _seed(self, seed: int) -> None:
@@ -202,6 +202,8 @@ class Worker:
                 error = self._run_members(order)
         except KeyboardInterrupt:
             self._gate.close()
+            # Its traceback holds what the cell was in the middle of: a DataLoader's workers, say.
+            self._shell.forget_last_error()
             return "interrupted", None
         if error is None:
             return "ok", None

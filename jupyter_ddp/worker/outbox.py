@@ -83,9 +83,16 @@ class Outbox:
         """Send what waits in the page."""
         if self._forked:
             return
-        with self._lock:
-            self._armed = False
-            self._send_waiting(time.monotonic())
+        mine = get_ident() == self._main
+        if mine:
+            self._gate.shield()
+        try:
+            with self._lock:
+                self._armed = False
+                self._send_waiting(time.monotonic())
+        finally:
+            if mine:
+                self._gate.unshield()
 
     def _send_waiting(self, now: float) -> None:
         journal = self._journal

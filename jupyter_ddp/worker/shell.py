@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import builtins
+import contextlib
 import inspect
 import json
+import os
+import signal
 import subprocess
 import sys
 import types
@@ -106,15 +109,13 @@ class RankShell(InteractiveShell):
 
     def system(self, cmd: str) -> None:
         """`!command`: its output goes to fd 1 and 2, in order with what the cell prints."""
-        self.outbox.flush()
         command = self.var_expand(cmd, depth=1)
-        with subprocess.Popen(command, shell=True, stdin=subprocess.DEVNULL) as process:
+        with subprocess.Popen(command, shell=True, stdin=subprocess.DEVNULL, process_group=0) as process:
             try:
                 status = process.wait()
             except KeyboardInterrupt:
-                process.terminate()
+                _end_group(process)
                 raise
-        self.outbox.say(m.DrainPipes)
         self.user_ns["_exit_code"] = status
 
     # -- running ---------------------------------------------------------------------------------
@@ -203,6 +204,16 @@ class RankShell(InteractiveShell):
             update=update,
             result=result,
         )
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt a command and all that it started; kill what has not ended a second later."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _run_to_end(coroutine: Any) -> Any:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
+import fcntl
+import functools
 import io
+import os
+import select
+import subprocess
 import sys
+import termios
+import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from jupyter_ddp.core.messages import Stream
 from jupyter_ddp.worker.outbox import Outbox
 
 _IOLBF = 1
+_READ_TIMEOUT_S = 0.5
+_READ_STEP_S = 0.0005
 _FDS = {"stdout": 1, "stderr": 2}
 
 
@@ -38,8 +49,26 @@ class _RawStream(io.RawIOBase):
         self._outbox.write(self._stream, piece)
         return len(piece)
 
+    def flush(self) -> None:
+        """`print(…, flush=True)` is on its way before what a child process writes next."""
+        self._outbox.flush()
+
     def close(self) -> None:
         """A cell that closes sys.stdout closes nothing of ours."""
+
+
+def _wait_until_read() -> None:
+    """Until the agent has read what is in the pipes behind fd 1 and 2; not for long."""
+    deadline = time.monotonic() + _READ_TIMEOUT_S
+    unread = array.array("i", [0])
+    for fd in _FDS.values():
+        try:
+            while fcntl.ioctl(fd, termios.FIONREAD, unread) == 0 and unread[0]:
+                if time.monotonic() > deadline:
+                    return
+                select.select([], [], [], _READ_STEP_S)
+        except OSError:
+            pass  # the cell has put something else there
 
 
 class Streams:
@@ -52,6 +81,7 @@ class Streams:
             # C code's lines arrive while the cell runs, not when its buffer is full.
             self._libc.setvbuf(ctypes.c_void_p.in_dll(self._libc, name), None, _IOLBF, 0)
         self._make()
+        self._order_children()
 
     def _make(self) -> None:
         self.stdout = self._open("stdout")
@@ -67,6 +97,24 @@ class Streams:
             newline="\n",
             write_through=True,
         )
+
+    def _order_children(self) -> None:
+        """What the cell prints before and after a child process stands before and after its output."""
+        for owner, name in ((subprocess.Popen, "__init__"), (subprocess.Popen, "wait"), (os, "system")):
+            setattr(owner, name, self._ordered(getattr(owner, name)))
+        os.register_at_fork(before=self._outbox.flush)
+
+    def _ordered(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        outbox = self._outbox
+
+        @functools.wraps(call)
+        def ordered(*args: Any, **kwargs: Any) -> Any:
+            outbox.flush()
+            result = call(*args, **kwargs)
+            _wait_until_read()
+            return result
+
+        return ordered
 
     def install(self) -> None:
         if self.stdout.closed or self.stderr.closed:

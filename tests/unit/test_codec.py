@@ -40,7 +40,6 @@ SAMPLES: list[m.Message] = [
     m.Display(*FROM, data=JSON, metadata="{}", display_id="d", result=True),
     m.ClearOutput(*FROM, wait=True),
     m.Notice(*FROM, text="mind"),
-    m.DrainPipes(*FROM),
     m.CellFinished(*FROM, verdict="error", duration_s=0.5, error=m.CellError("E", "v", 2, ["tb"])),
 ]
 UNIONS = {"to_rank": m.NodeToRank, "to_node": m.KernelToNode, "from_node": m.NodeToKernel}

@@ -473,11 +473,11 @@ def test_the_second_press_breaks_at_once_and_the_third_kills(three: Desk) -> Non
     three.ends(2, "interrupted")
     announced, *rest = three.interrupt()
     assert announced == p.Announced(
-        "interrupt: ranks 0,1: breaking the process group; variables are kept"
+        "interrupt: ranks 0-1: breaking the process group; variables are kept"
     )
     assert rest == [breaks(1, 0, 1, 2), interrupts(0, 1)]
     assert three.interrupt() == [
-        p.Announced("interrupt: killing ranks 0,1; what only they hold is lost"),
+        p.Announced("interrupt: killing ranks 0-1; what only they hold is lost"),
         kills(0, 1),
     ]
     three.dies(0)

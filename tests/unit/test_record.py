@@ -171,7 +171,7 @@ def test_an_error_raises_with_its_cause(record: CellRecord, ranks: Ranks) -> Non
     assert str(caught.value) == "rank 2: ZeroDivisionError: division by zero (line 5)"
     assert caught.value.record is record
     assert record.verdicts == {0: "ok", 1: "ok", 2: "error", 3: "ok"}
-    assert repr(record) == "<cell 1: ranks 0,1,3 ok, rank 2 error>"
+    assert repr(record) == "<cell 1: ranks 0–1,3 ok, rank 2 error>"
 
 
 def test_the_same_error_everywhere_is_told_once(record: CellRecord, ranks: Ranks) -> None:

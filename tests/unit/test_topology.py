@@ -123,7 +123,7 @@ def test_ranges_say_ranks_in_the_fewest_words(ranks: list[int], words: str) -> N
 def test_named_counts() -> None:
     """One rank is a rank, several are ranks, and the dash can be the one of a keyboard."""
     assert named([2]) == "rank 2"
-    assert named([0, 1]) == "ranks 0,1"
+    assert named([0, 1]) == "ranks 0–1"
     assert named([0, 1, 2], "-") == "ranks 0-2"
 
 

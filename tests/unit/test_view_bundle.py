@@ -89,7 +89,7 @@ def test_the_page_without_styles() -> None:
     page = _Reader(html(*FAILED))
     assert page.of("p", "summary", "pre") == [
         "✓0 ✓1 ✗2 ◼3 ☠4 ✓5",
-        "ranks 0,1 · identical",
+        "ranks 0–1 · identical",
         "a\n",
         "rank 2 · ZeroDivisionError",
         "warned\n",

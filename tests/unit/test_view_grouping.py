@@ -74,7 +74,7 @@ def test_rich_values_are_compared_with_their_metadata() -> None:
 def test_text_with_a_gap_is_not_called_identical_without_reserve() -> None:
     """What is missing in the middle may differ between ranks."""
     (group,) = groups(Snapshot([rank(n, written("a\n" * 500)) for n in range(2)]))
-    assert title(group) == "ranks 0,1 · identical where shown"
+    assert title(group) == "ranks 0–1 · identical where shown"
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_nothing_to_show_is_no_text() -> None:
 def test_silence_where_another_rank_spoke() -> None:
     """One closing line for all silent ranks."""
     assert shown(rank(0), rank(1, written("\x00")), rank(2, written("a\n"))) == (
-        "[rank 2]\na\n[ranks 0,1] no output"
+        "[rank 2]\na\n[ranks 0–1] no output"
     )
 
 

@@ -1,0 +1,371 @@
+"""Point 5 of the issue: the pool's life, from its start to the end of the notebook kernel."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from tests.integration.notebook_kernel import NotebookKernel, command_of, eventually, tagged
+
+RANKS = 4
+STARTED = "open(f'started{rank}', 'w').close()\n"
+"""A cell's first line: the test knows from it that the cell runs on a rank."""
+REDUCE = "t = torch.ones(1); dist.all_reduce(t); t.item()"
+GONE_S = 2.0
+
+
+# --- %ddp -----------------------------------------------------------------------------------------
+
+
+def test_a_different_n_runs_nothing(nb: NotebookKernel) -> None:
+    """`-n` other than the pool's size fails in one line that says how to resize; nothing runs."""
+    before = nb.rank_pids()
+    error = nb.bad("%%ddp -n 3\nran = True").error
+    assert "%ddp resize 3" in error
+    assert "4 ranks" in error
+    assert nb.ranks("'ran' in globals()").values == [False] * 4
+    assert nb.rank_pids() == before
+
+
+def test_status(nb: NotebookKernel) -> None:
+    """`%ddp status`, and `%ddp` alone, list each rank's process, device and state."""
+    assert [(rank, device, state) for rank, _, device, state in nb.status()] == [(r, "cpu", "idle") for r in range(4)]
+    assert nb.rank_pids() == nb.ranks("import os; os.getpid()").values
+    assert nb.good("%ddp").text == nb.good("%ddp status").text
+    assert nb.good("%ddp status").text.splitlines()[0] == "4 ranks, gloo, ready"
+
+
+def test_run_again_from_the_top(nb: NotebookKernel) -> None:
+    """Loading the extension and starting the pool again keeps the pool as it is."""
+    before = nb.rank_pids()
+    nb.good("%load_ext jupyter_ddp")
+    assert nb.good("%ddp start -n 4").outputs == []
+    assert nb.good("%%ddp -n 4\npass").outputs == []
+    assert nb.rank_pids() == before
+
+
+def test_reload_ext_keeps_a_pool_to_use(nb: NotebookKernel) -> None:
+    """`%reload_ext` does no harm: cells go on to run, and no second pool is left."""
+    n_processes = len(nb.others())
+    nb.good("%reload_ext jupyter_ddp", 30)
+    assert nb.good(f"%%ddp -n 4\n{REDUCE}", 60).ok
+    eventually(lambda: len(nb.others()) <= n_processes, 5)
+
+
+def test_resize(nb: NotebookKernel) -> None:
+    """Ranks that stay keep their processes and variables; new ones have the right world; back again too."""
+    nb.ranks("kept = rank + 100")
+    before = nb.rank_pids()
+    nb.good("%ddp resize 2", 60)
+    assert nb.rank_pids() == before[:2]
+    again = "import os\nt = torch.ones(1); dist.all_reduce(t)\n(t.item(), world_size, os.environ['WORLD_SIZE'], globals().get('kept'))"
+    assert nb.ranks(again).values == [(2.0, 2, "2", 100), (2.0, 2, "2", 101)]
+    eventually(lambda: not set(before[2:]) & set(nb.others()), GONE_S + 1)
+    nb.good("%ddp resize 4", 60)
+    assert nb.rank_pids()[:2] == before[:2]
+    assert nb.ranks(again).values == [(4.0, 4, "4", r + 100 if r < 2 else None) for r in range(4)]
+
+
+def test_resize_to_the_same_and_to_nonsense(nb: NotebookKernel) -> None:
+    """Resizing to the present size changes nothing; to 0 or "x" it fails in one line."""
+    before = nb.rank_pids()
+    nb.good("%ddp resize 4")
+    for n in ("0", "x", "-2", "100000", ""):
+        nb.bad(f"%ddp resize {n}")
+    assert nb.rank_pids() == before
+    assert nb.ranks(REDUCE).values == [4.0] * 4
+
+
+def test_restart(nb: NotebookKernel) -> None:
+    """`%ddp restart` gives fresh ranks in the same number, and the old processes are gone."""
+    nb.ranks("old = 1")
+    before = nb.rank_pids()
+    nb.good("%ddp restart", 60)
+    after = nb.rank_pids()
+    assert len(after) == 4
+    assert not set(before) & set(after)
+    assert not set(before) & set(nb.others())
+    assert nb.ranks("'old' in globals()").values == [False] * 4
+
+
+def test_stop_and_start(nb: NotebookKernel) -> None:
+    """After `%ddp stop` no rank is left, status says so, stop again is harmless, start starts."""
+    before = nb.rank_pids()
+    nb.good("%ddp stop")
+    assert not set(before) & set(nb.others())
+    assert "no pool" in nb.good("%ddp status").text
+    nb.good("%ddp stop")
+    nb.good("%ddp interrupt")
+    nb.good("%ddp start -n 4", 60)
+    assert nb.ranks(REDUCE).values == [4.0] * 4
+
+
+def test_stop_ends_children_of_ranks(nb: NotebookKernel) -> None:
+    """Children that a rank's cell started end with the pool, and are reaped."""
+    nb.ranks(
+        "import subprocess\nchildren = [subprocess.Popen(['sleep', '300']),"
+        " subprocess.Popen(['sleep', '301'], start_new_session=True)]"
+    )
+    pids = [pid for found in nb.ranks("[c.pid for c in children]").values for pid in found]
+    assert set(pids) <= set(nb.others())
+    nb.good("%ddp stop", 30)
+    eventually(lambda: not set(pids[::2]) & set(nb.others()), GONE_S)
+    for pid in pids[1::2]:  # what left the rank's process group ends with the notebook kernel at the latest
+        os.kill(pid, signal.SIGKILL)
+    nb.good("%ddp start -n 4", 60)
+
+
+# --- interrupt ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize(
+    "busy",
+    [
+        "while True:\n    pass",
+        "import time\ntime.sleep(300)",
+        "import asyncio\nawait asyncio.sleep(300)",
+        "while True:\n    print('x' * 50)",
+        "import subprocess\nsubprocess.run(['sh', '-c', f'touch deep{rank}; exec sleep 300'])",
+        "!touch deep{rank}; sleep 300",
+    ],
+    ids=["loop", "sleep", "await", "print", "subprocess", "shell"],
+)
+def test_interrupt(kernel: NotebookKernel, busy: str, live: bool) -> None:
+    """The interrupt button ends the cell within 2 s with status error; processes and variables stay."""
+    kernel.live = live
+    kernel.ranks("kept = [rank]")
+    before = kernel.rank_pids()
+    cell = kernel.send(f"%%ddp\n{STARTED}{busy}")
+    kernel.wait_for_files("started*", 4)
+    if "deep" in busy:
+        kernel.wait_for_files("deep*", 4)
+    kernel.interrupt()
+    kernel.wait(cell, 2)
+    assert cell.status == "error"
+    assert cell.error == "RankError: ranks 0-3: interrupted"
+    assert kernel.rank_pids() == before
+    assert kernel.ranks("kept").values == [[r] for r in range(4)]
+    assert kernel.ranks(REDUCE).values == [4.0] * 4
+    eventually(lambda: "sleep 300" not in map(command_of, kernel.others()), 3, "the end of what the cell had started")
+
+
+def test_partial_output_stays_after_an_interrupt(nb: NotebookKernel) -> None:
+    """What a rank wrote before the interrupt is shown and in the record."""
+    cell = nb.send(f"%%ddp -o _record\nprint('before', rank)\nimport time\n{STARTED}time.sleep(300)")
+    nb.wait_for_files("started*", 4)
+    nb.interrupt()
+    nb.wait(cell, 2)
+    assert "before 3" in cell.text
+    assert nb.evaluate("[(r.stdout, r.verdict) for r in _record]") == [(f"before {r}\n", "interrupted") for r in range(4)]
+
+
+def test_interrupt_in_a_blocked_collective(nb: NotebookKernel) -> None:
+    """Ranks that wait for one that never comes are freed within 5 s, and the next collective works."""
+    nb.ranks("kept = rank")
+    before = nb.rank_pids()
+    cell = nb.send(f"%%ddp\n{STARTED}if rank != 1:\n    {REDUCE}\nelse:\n    import time\n    time.sleep(300)")
+    nb.wait_for_files("started*", 4)
+    nb.interrupt()
+    nb.wait(cell, 5)
+    assert cell.status == "error"
+    assert "interrupted" in cell.error
+    assert nb.ranks(f"{REDUCE[:-8]}(t.item(), kept)").values == [(4.0, r) for r in range(4)]
+    assert nb.rank_pids() == before
+
+
+def test_interrupt_with_data_loader_workers(nb: NotebookKernel) -> None:
+    """With DataLoader workers running, the rank is interrupted and its children are reaped."""
+    nb.ranks(
+        "import time\nclass Slow(torch.utils.data.Dataset):\n    def __len__(self):\n        return 10_000\n"
+        "    def __getitem__(self, i):\n        time.sleep(0.01)\n        return i"
+    )
+    n_processes = len(nb.others())
+    cell = nb.send(
+        f"%%ddp -t 0,1\nfor i, batch in enumerate(torch.utils.data.DataLoader(Slow(), num_workers=2)):\n    if i == 3:\n        {STARTED}"
+    )
+    nb.wait_for_files("started*", 2)
+    nb.interrupt()
+    nb.wait(cell, 5)
+    assert "interrupted" in cell.error
+    eventually(lambda: len(nb.others()) <= n_processes, 8, "the workers' end")
+    assert nb.ranks(REDUCE).values == [4.0] * 4
+
+
+def test_interrupt_between_cells_and_of_nothing(nb: NotebookKernel) -> None:
+    """Interrupts while no cell runs change nothing."""
+    before = nb.rank_pids()
+    for _ in range(3):
+        nb.interrupt()
+    nb.run("pass")
+    for pid in before:
+        os.kill(pid, signal.SIGINT)
+    assert nb.ranks(REDUCE).values == [4.0] * 4
+    assert nb.rank_pids() == before
+
+
+def test_interrupt_from_a_thread(nb: NotebookKernel) -> None:
+    """`%ddp interrupt`'s call, `Cluster.interrupt()`, works from another thread."""
+    nb.good(
+        "import threading, pathlib\n"
+        "magics = get_ipython().magics_manager.registry['DDPMagics']\n"
+        "def press():\n"
+        "    while len(list(pathlib.Path().glob('started*'))) < 4:\n        pass\n"
+        "    magics.cluster.interrupt()\n"
+        "threading.Thread(target=press).start()"
+    )
+    cell = nb.run(f"%%ddp\n{STARTED}import time\ntime.sleep(300)", 10)
+    assert cell.error == "RankError: ranks 0-3: interrupted"
+    nb.wait_for_files("started*", 4)
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+def test_one_rank_raises_while_others_wait(nb: NotebookKernel) -> None:
+    """The cell ends within 8 s; the culprit is named first, the others as blocked by it; all live on."""
+    before = nb.rank_pids()
+    cell = nb.bad(f"%%ddp\nif rank == 1:\n    raise ValueError('culprit')\n{REDUCE}")
+    assert cell.execution_s < 8
+    assert cell.error.startswith("RankError: rank 1: ValueError: culprit (line 3)")
+    assert "blocked by rank 1" in cell.error
+    assert nb.ranks(REDUCE).values == [4.0] * 4
+    assert nb.rank_pids() == before
+
+
+def test_a_rank_is_killed(nb: NotebookKernel) -> None:
+    """kill -9 of a rank in a cell: the rank and SIGKILL are named, the others are freed at once."""
+    pids = nb.rank_pids()
+    cell = nb.send(f"%%ddp\n{STARTED}if rank == 2:\n    import time\n    time.sleep(300)\n{REDUCE}")
+    nb.wait_for_files("started*", 4)
+    os.kill(pids[2], signal.SIGKILL)
+    nb.wait(cell, 8)
+    assert cell.status == "error"
+    assert "rank 2: killed by SIGKILL" in cell.error
+    assert "\n" not in cell.error
+    assert "SIGKILL" in cell.pages[0]["text/plain"]
+    states = [state for *_, state in nb.status()]
+    assert states == ["idle", "idle", "dead", "idle"]
+    refused = nb.bad("%%ddp\nprint('ran')")
+    assert "rank 2 died" in refused.error
+    assert "SIGKILL" in refused.error
+    assert nb.ranks("rank", "-t 0-1").values == [0, 1]
+    nb.good("%ddp restart", 60)
+    assert nb.ranks(REDUCE).values == [4.0] * 4
+
+
+def test_a_rank_is_killed_between_cells(nb: NotebookKernel) -> None:
+    """The next cell runs nothing and says which rank died of what."""
+    pids = nb.rank_pids()
+    os.kill(pids[0], signal.SIGKILL)
+    eventually(lambda: pids[0] not in tagged(nb.tag), 5)
+    eventually(lambda: nb.status()[0][3] == "dead", 5)
+    refused = nb.bad("%%ddp\nopen('ran', 'w').close()")
+    assert "rank 0 died" in refused.error
+    assert "SIGKILL" in refused.error
+    assert not (nb.folder / "ran").exists()
+    nb.good("%ddp restart", 60)
+
+
+def test_the_forkserver_is_killed(nb: NotebookKernel) -> None:
+    """Without its forkserver the pool goes on, also where it cannot grow; a restart makes a new one."""
+    forkservers = set(nb.others()) - {nb.agent_pid} - set(nb.rank_pids())
+    assert len(forkservers) == 1, [command_of(pid) for pid in forkservers]
+    os.kill(forkservers.pop(), signal.SIGKILL)
+    nb.ranks("kept = rank")
+    before = nb.rank_pids()
+    if not nb.run("%ddp resize 5", 60).ok:
+        assert nb.ranks(f"{REDUCE[:-8]}(t.item(), kept)").values == [(4.0, r) for r in range(4)]
+    assert nb.rank_pids()[:4] == before
+    nb.good("%ddp restart", 60)
+    assert nb.ranks(REDUCE).values == [4.0] * 4
+
+
+def test_the_agent_is_killed(nb: NotebookKernel) -> None:
+    """Without the agent every rank is gone within a second; the kernel says so, and a start works."""
+    agent, pids = nb.agent_pid, nb.rank_pids()
+    os.kill(agent, signal.SIGKILL)
+    eventually(lambda: not set(pids) & set(nb.others()), GONE_S)
+    said = nb.run("%ddp status").text
+    assert "pool lost" in said
+    assert "SIGKILL" in said or "signal 9" in said
+    nb.good("%ddp start -n 4", 60)
+    assert nb.ranks(REDUCE).values == [4.0] * 4
+
+
+# --- the end of the notebook kernel ---------------------------------------------------------------
+
+
+def _with_pool(fresh: Callable[..., NotebookKernel]) -> tuple[NotebookKernel, list[int]]:
+    """A kernel with a pool whose ranks have children, one in a session of its own; and its processes."""
+    kernel = fresh()
+    kernel.start_pool(2)
+    kernel.ranks(
+        "import subprocess\nsubprocess.Popen(['sleep', '300'])\nsubprocess.Popen(['sleep', '301'], start_new_session=True);"
+    )
+    processes = kernel.others()
+    assert len(processes) >= 2 + 2 * 2 + 2
+    return kernel, processes
+
+
+@pytest.mark.parametrize("busy", ["", "import ctypes; ctypes.PyDLL(None).sleep(300)"], ids=["idle", "holding the GIL"])
+def test_kernel_killed(fresh: Callable[..., NotebookKernel], busy: str) -> None:
+    """kill -9 of the notebook kernel leaves no process of ours after 2 s, whatever the ranks do."""
+    kernel, _ = _with_pool(fresh)
+    if busy:
+        kernel.send(f"%%ddp\n{STARTED}{busy}")
+        kernel.wait_for_files("started*", 2)
+    os.kill(kernel.pid, signal.SIGKILL)
+    eventually(lambda: not kernel.others(), GONE_S, f"the end of {kernel.others()}")
+
+
+def test_kernel_that_forked_is_killed(fresh: Callable[..., NotebookKernel]) -> None:
+    """A child that the notebook kernel forked holds its descriptors open; the ranks end all the same."""
+    kernel, processes = _with_pool(fresh)
+    child = int(kernel.good("import os, time\npid = os.fork()\nif pid == 0:\n    time.sleep(60)\n    os._exit(0)\nprint(pid)").text)
+    os.kill(kernel.pid, signal.SIGKILL)
+    eventually(lambda: not set(processes) & set(kernel.others()), GONE_S)
+    os.kill(child, signal.SIGKILL)
+
+
+def test_kernel_shut_down(fresh: Callable[..., NotebookKernel]) -> None:
+    """A regular shutdown leaves none either."""
+    kernel, processes = _with_pool(fresh)
+    kernel.client.shutdown()
+    eventually(lambda: not set(processes) & set(tagged(kernel.tag)), GONE_S + 1)
+
+
+def test_kernel_restarted(fresh: Callable[..., NotebookKernel]) -> None:
+    """After a restart the old ranks are gone, and the notebook runs again from the top."""
+    kernel, processes = _with_pool(fresh)
+    kernel.restart()
+    eventually(lambda: not set(processes) & set(kernel.others()), GONE_S)
+    kernel.start_pool(2)
+    assert kernel.ranks(REDUCE).values == [2.0] * 2
+
+
+def test_two_kernels(fresh: Callable[..., NotebookKernel], nb: NotebookKernel) -> None:
+    """The end of one kernel and its pool leaves another's alone."""
+    before = nb.rank_pids()
+    other = fresh()
+    other.start_pool(2)
+    assert nb.ranks(REDUCE).values == [4.0] * 4
+    other.good("%ddp stop")
+    assert nb.ranks(REDUCE).values == [4.0] * 4
+    os.kill(other.pid, signal.SIGKILL)
+    eventually(lambda: not other.others(), GONE_S)
+    assert nb.ranks(REDUCE).values == [4.0] * 4
+    assert nb.rank_pids() == before
+
+
+def test_unload_ext(nb: NotebookKernel) -> None:
+    """`%unload_ext` ends all processes within 5 s; twice is harmless; it can be loaded again."""
+    nb.good("%unload_ext jupyter_ddp", 5)
+    assert nb.others() == []
+    nb.good("%unload_ext jupyter_ddp")
+    assert nb.run("%%ddp\npass").status == "error"
+    nb.start_pool(4)
+    assert nb.ranks(REDUCE).values == [4.0] * 4
