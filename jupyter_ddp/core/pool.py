@@ -366,7 +366,9 @@ class Pool:
         if not unborn:
             return []
         if self.phase is Phase.STARTING:
-            return self._undo_start(f"the ranks could not import torch\n{event.stderr}".rstrip(), now)
+            cause = event.stderr.strip().rpartition("\n")[2] or "its process ended"
+            why = f"what ranks are forked from could not be prepared: {cause}"
+            return self._undo_start(f"{why}; repair that, then start again", now)
         return [] if self.alive else self._stopped()
 
     def _undo_start(self, why: str, now: float) -> list[Effect]:

@@ -59,6 +59,7 @@ class Agent:
         self._reader = codec.FrameReader()
         self._ranks: dict[int, RankProcess] = {}
         self._preloaded = False
+        self._forkserver_lost = False
         self._start_waiting: list[m.StartRanks] = []
         self._gathered: list[bytes] = []
         self._gathered_at = 0.0
@@ -166,7 +167,10 @@ class Agent:
     # -- the forkserver --------------------------------------------------------------------------
 
     def _start_ranks(self) -> None:
-        if not self._preloaded:
+        if self._forkserver_lost:
+            self._start_waiting.clear()
+            self._say(m.PreloadFailed(self._forkserver.stderr))
+        if not self._preloaded or self._forkserver_lost:
             return
         for order in self._start_waiting:
             started: list[RankProcess] = []
@@ -175,7 +179,13 @@ class Agent:
                 process.tell(codec.encode(m.BeginWorker(place, order.surroundings)))
                 self._ranks[place.rank] = process
                 started.append(process)
-            self._forkserver.request([p.rank for p in started], [p.their_fds() for p in started])
+            try:
+                self._forkserver.request([p.rank for p in started], [p.their_fds() for p in started])
+            except OSError:  # it is gone, and its socket will say so
+                for process in started:
+                    self._forget(process)
+                self._say(m.PreloadFailed("the process that ranks are forked from was killed"))
+                continue
             for process in started:
                 process.passed()
                 self._watch_rank(process)
@@ -186,7 +196,8 @@ class Agent:
         if told is None:
             self._selector.unregister(self._forkserver.link)
             self._forkserver.read_stderr()
-            self._say(m.PreloadFailed(self._forkserver.stderr or "its forkserver ended"))
+            self._forkserver_lost = True
+            self._say(m.PreloadFailed(self._forkserver.stderr))
             return
         for message in told:
             if isinstance(message, m.WorkerForked):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.integration.notebook_kernel import NotebookKernel, command_of, eventually, tagged
+from tests.integration.notebook_kernel import NotebookKernel, command_of, eventually, process_state, tagged
 
 RANKS = 4
 STARTED = "open(f'started{rank}', 'w').close()\n"
@@ -332,10 +332,12 @@ def test_kernel_that_forked_is_killed(fresh: Callable[..., NotebookKernel]) -> N
 
 
 def test_kernel_shut_down(fresh: Callable[..., NotebookKernel]) -> None:
-    """A regular shutdown leaves none either."""
+    """A regular shutdown leaves none either, 2 s after the kernel's own process has ended."""
     kernel, processes = _with_pool(fresh)
+    pid = kernel.pid
     kernel.client.shutdown()
-    eventually(lambda: not set(processes) & set(tagged(kernel.tag)), GONE_S + 1)
+    eventually(lambda: process_state(pid) in ("", "Z"), 15, "the notebook kernel's own end")
+    eventually(lambda: not set(processes) & set(tagged(kernel.tag)), GONE_S)
 
 
 def test_kernel_restarted(fresh: Callable[..., NotebookKernel]) -> None:

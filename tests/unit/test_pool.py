@@ -99,6 +99,9 @@ def three() -> Desk:
     return desk
 
 
+PREPARED = "what ranks are forked from could not be prepared: {}; repair that, then start again"
+
+
 def kills(*ranks: int) -> p.SendToNodes:
     return p.SendToNodes(ranks, m.SignalRanks(list(ranks), int(signal.SIGKILL), True))
 
@@ -232,7 +235,7 @@ def test_a_preload_that_fails_ends_the_start_with_its_words(desk: Desk) -> None:
     desk.start(2)
     effects = desk.handle(m.PreloadFailed("ModuleNotFoundError: No module named 'torch'"))
     assert effects == [
-        p.StartFinished("the ranks could not import torch\nModuleNotFoundError: No module named 'torch'")
+        p.StartFinished(PREPARED.format("ModuleNotFoundError: No module named 'torch'"))
     ]
     assert desk.pool.phase is p.Phase.STOPPED
 
@@ -251,7 +254,7 @@ def test_a_forkserver_that_ends_between_the_forks_leaves_nothing(desk: Desk) -> 
     desk.start(2)
     desk.forks(0)
     assert desk.handle(m.PreloadFailed("")) == [kills(0)]
-    assert desk.dies(0) == [p.StartFinished("the ranks could not import torch")]
+    assert desk.dies(0) == [p.StartFinished(PREPARED.format("its process ended"))]
 
 
 def test_unkillable_processes_are_named_where_a_start_is_undone(desk: Desk) -> None:

@@ -108,7 +108,7 @@ def test_devices_beyond_any_machine_are_refused_at_once() -> None:
     [
         ([], ""),
         ([3], "3"),
-        ([0, 1], "0,1"),
+        ([0, 1], "0–1"),
         ([0, 1, 2], "0–2"),
         ([0, 2, 3, 4], "0,2–4"),
         ([5, 4, 3, 0], "0,3–5"),
@@ -207,7 +207,7 @@ def test_chosen_devices_become_the_visible_ones() -> None:
         (["a"], "nccl", None, "4 ranks, 1 GPU; use --backend gloo or -n 1"),
         (["a", "b"], "nccl", None, "4 ranks, 2 GPUs; use --backend gloo or -n 2"),
         (["a", "b", "c", "d"], "nccl", [1, 2], "4 ranks, 2 GPUs; use --backend gloo or -n 2"),
-        (["a", "b"], None, [0, 5], "there is no GPU 5; write some of 0,1"),
+        (["a", "b"], None, [0, 5], "there is no GPU 5; write some of 0-1"),
         ([], None, [0], "there is no GPU 0; none is visible"),
     ],
 )
