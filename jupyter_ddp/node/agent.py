@@ -29,8 +29,6 @@ _READ_BYTES = 1024 * 1024
 _MAX_WAITING_BYTES = 16 * 1024 * 1024
 """With more than this on its way to the notebook kernel, ranks are not read: they wait to print."""
 _END_TIMEOUT_S = 1.0
-_ORPHANS_S = 10.0
-"""How often, at rest, ended orphans are looked for."""
 _GATHER_S = 0.02
 """The longest that a rank's good end waits for those of the others."""
 
@@ -44,7 +42,7 @@ def main() -> None:
     kernel = socket.socket(fileno=int(fd))
     forkserver = Forkserver(json.loads(sys_path), json.loads(preload), entry)
     agent = Agent(kernel, int(kernel_pid), forkserver)
-    signal.signal(signal.SIGTERM, lambda *_: agent.leave())
+    agent.take_signals()
     agent.serve()
 
 
@@ -80,11 +78,8 @@ class Agent:
         self._say(m.NodeReady(m.PROTOCOL_VERSION, os.getpid(), socket.gethostname(), gpus))
         try:
             while not self._leaving:
-                events_now = self._selector.select(_GATHER_S if self._gathered else _ORPHANS_S)
-                for key, events in events_now:
+                for key, events in self._selector.select(_GATHER_S if self._gathered else None):
                     key.data(events)
-                if not events_now and not self._gathered:
-                    self._reap_orphans()
                 if self._gathered and time.monotonic() - self._gathered_at >= _GATHER_S:
                     self._say_gathered()
                 self._flush()
@@ -93,6 +88,21 @@ class Agent:
 
     def leave(self) -> None:
         self._leaving = True
+
+    def take_signals(self) -> None:
+        """SIGTERM ends the agent; SIGCHLD has it reap. Each wakes the selector, through a pipe."""
+        out, into = os.pipe()
+        for fd in (out, into):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(into)
+        signal.signal(signal.SIGTERM, lambda *_: self.leave())
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+        def on_signal(_: int) -> None:
+            os.read(out, 4096)
+            self._reap_orphans()
+
+        self._watch(out, on_signal)
 
     def _watch(self, fileobj: int | socket.socket, callback: Callable[[int], None]) -> None:
         self._selector.register(fileobj, selectors.EVENT_READ, callback)
@@ -290,7 +300,6 @@ class Agent:
             exit = process.reap(self._say)
             if exit is None:
                 return
-            self._reap_orphans()
             self._forget(process)
             self._say(exit)
 

@@ -407,15 +407,16 @@ def test_what_a_subprocess_wrote_comes_before_the_end_of_the_cell(agent: Agent) 
     assert numbers(written(said, "stderr", fd=True)) == list(range(1, 1001))
 
 
-def test_drained_pipes_come_before_what_the_rank_says_next(agent: Agent) -> None:
-    """A shell command between two prints stands between them."""
+def test_a_pipe_that_was_read_comes_before_what_the_rank_says_next(agent: Agent) -> None:
+    """A command between two prints stands between them, once its output has left the pipe."""
     agent.start(0)
     said = agent.run_to_end(
-        "import os\n"
+        "import array, fcntl, os, termios\n"
+        "unread = array.array('i', [0])\n"
         "outbox.write('stdout', b'1')\n"
         "outbox.flush()\n"
         "os.system('printf 2')\n"
-        "outbox.say(m.DrainPipes)\n"
+        "while fcntl.ioctl(1, termios.FIONREAD, unread) == 0 and unread[0]: pass\n"
         "outbox.write('stdout', b'3')"
     )
     assert b"".join(x.data for x in said if isinstance(x, m.Output | m.FdOutput)) == b"123"
@@ -665,6 +666,20 @@ def test_ranks_asked_for_without_a_forkserver_are_refused(mortal: Agent) -> None
     os.kill(forkserver, signal.SIGKILL)
     mortal.next(m.PreloadFailed)
     mortal.ask_for(1)
+    mortal.next(m.PreloadFailed)
+    mortal.run_to_end("pass", 0)
+
+
+def test_a_forkserver_that_ends_as_ranks_are_asked_for(mortal: Agent) -> None:
+    """The agent learns of both in one round: it refuses, and goes on."""
+    (pid,) = mortal.start(0)
+    (forkserver,) = set(children(mortal.process.pid)) - {pid}
+    mortal.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, mortal.process.pid, os.WSTOPPED)
+    mortal.ask_for(1)
+    os.kill(forkserver, signal.SIGKILL)
+    wait_until(lambda: _state(forkserver) == "Z")
+    mortal.process.send_signal(signal.SIGCONT)
     mortal.next(m.PreloadFailed)
     mortal.run_to_end("pass", 0)
 
