@@ -22,7 +22,9 @@ def one_rank() -> Iterator[Cluster]:
 def test_one_rank_on_one_gpu_forms_nccl(one_rank: Cluster) -> None:
     """With a GPU for each rank the group is NCCL, on a device of the rank's own."""
     assert one_rank.backend == "nccl"
-    record = one_rank.run("t = torch.ones(4, device=device); dist.all_reduce(t); str(t.device), t.sum().item()")
+    record = one_rank.run(
+        "t = torch.ones(4, device=device); dist.all_reduce(t); str(t.device), t.sum().item()"
+    )
     assert record[0].value is not None
     assert record[0].value.text == "('cuda:0', 4.0)"
 
