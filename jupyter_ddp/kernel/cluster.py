@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Self, assert_never
 
 import psutil
+from IPython.core.getipython import get_ipython
 from msgspec import Struct
 
 from jupyter_ddp.core import messages as m
@@ -356,6 +357,17 @@ class Cluster:
             self._come_up(p.ResizeRequested(plan, self._surroundings(plan)))
             self._n = n
         return _choice(plan)
+
+    def activate(self) -> None:
+        """Make this the cluster that the notebook's magics use. The one before is left as it is.
+
+        Raises UsageError where there are no magics.
+        """
+        shell = get_ipython()
+        magics = None if shell is None else shell.magics_manager.registry.get("DDPMagics")
+        if magics is None:
+            raise UsageError("activate: there are no magics to use it; %load_ext jupyter_ddp comes first")
+        magics.cluster = self
 
     def close(self) -> None:
         """End everything: ranks, the process they are forked from, the rendezvous."""

@@ -33,7 +33,7 @@ def unload(shell: InteractiveShell) -> None:
     magics = _magics(shell)
     if magics is None:
         return
-    magics.cluster.close()
+    magics.close()
     for kind in ("line", "cell"):
         for name in ("ddp", "rank"):
             shell.magics_manager.magics[kind].pop(name, None)

@@ -37,7 +37,12 @@ class DDPMagics(Magics):
 
     def __init__(self, shell: InteractiveShell, **kwargs: Any) -> None:
         super().__init__(shell, **kwargs)
-        self.cluster = Cluster()
+        self._first = self.cluster = Cluster()
+
+    def close(self) -> None:
+        """End the pool that the magics started, and the one that they were given."""
+        self._first.close()
+        self.cluster.close()
 
     @cell_magic
     def rank(self, line: str, cell: str) -> None:
