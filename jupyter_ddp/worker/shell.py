@@ -44,7 +44,6 @@ class RankDisplayHook(DisplayHook):
         self.fill_exec_result(result)
         if data:
             self.shell.say_display(data, metadata, result=True)
-        self.flush()
 
     def quiet(self) -> bool:
         return bool(self.semicolon_at_end_of_expression(self.shell.current_source))
