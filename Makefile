@@ -12,7 +12,13 @@ STAMP := .venv/.installed
 NOTEBOOK := notebooks/02-digits.ipynb
 ALL_TIERS := tests --ignore=tests/benchmarks
 
-.PHONY: help demo lab test test-fast test-all lint bench debian-packages clean
+# The oldest versions were not built for a newer Python than the oldest.
+OLDEST_PYTHON ?= $(firstword $(shell for p in $(PYTHON) python3.11; do \
+	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p; done; true))
+OLDEST := .venv-oldest/bin
+OLDEST_STAMP := .venv-oldest/.installed
+
+.PHONY: help demo lab test test-fast test-oldest test-all lint bench debian-packages clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,19 +30,30 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@
 
+$(OLDEST_STAMP): pyproject.toml tests/oldest.txt
+	$(OLDEST_PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install --quiet "$(TORCH)"
+	$(OLDEST)/python -m pip install --quiet --editable . --constraint tests/oldest.txt \
+		ipykernel matplotlib pytest pytest-timeout hypothesis
+	touch $@
+
 demo: $(STAMP) ## a small network trained on four ranks, headless; what each rank said is printed
 	$(BIN)/python docs/demo.py $(NOTEBOOK)
 
 lab: $(STAMP) ## the same notebook in JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(NOTEBOOK)
 
-test: $(STAMP) debian-packages lint ## lint and every kind of test, with fewer examples: at most 20 minutes
+test: $(STAMP) debian-packages lint test-oldest ## lint and every kind of test, with fewer examples: at most 20 minutes
 	$(BIN)/python -m pytest $(ALL_TIERS)
 
 test-fast: $(STAMP) ## the tests that start no process: under 10 s
 	$(BIN)/python -m pytest tests/unit tests/property tests/contract -m "not processes"
 
-test-all: $(STAMP) debian-packages lint ## everything, with all seeds and sizes
+test-oldest: ## the main path with the oldest IPython, ipykernel and others that are supported
+	$(if $(OLDEST_PYTHON),$(MAKE) --no-print-directory $(OLDEST_STAMP),@echo "test-oldest: skipped, no Python 3.11")
+	$(if $(OLDEST_PYTHON),$(OLDEST)/python -m pytest -p no:cacheprovider tests/integration/test_smoke.py)
+
+test-all: $(STAMP) debian-packages lint test-oldest ## everything, with all seeds and sizes
 	$(BIN)/python -m pytest $(ALL_TIERS) --all --hypothesis-profile=long
 
 lint: $(STAMP) ## ruff, mypy --strict, and the direction of imports
@@ -44,12 +61,12 @@ lint: $(STAMP) ## ruff, mypy --strict, and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## the measurements, beside a peer
+bench: $(STAMP) ## the measurements, beside ipyparallel and torchrun; BENCH="--quick", "--write docs/speed.md"
 	$(BIN)/python -m pip install --quiet --editable ".[benchmarks]"
-	$(BIN)/python -m pytest tests/benchmarks -s
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 debian-packages:
 	.ci/debian-packages
 
 clean: ## forget .venv, caches and what was made
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache out
+	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache out

@@ -273,14 +273,7 @@ class CellFinished(FromRank, frozen=True):
 
 
 RankMessage = (
-    WorkerConnected
-    | GroupFormed
-    | GroupFailed
-    | Output
-    | Display
-    | ClearOutput
-    | Notice
-    | CellFinished
+    WorkerConnected | GroupFormed | GroupFailed | Output | Display | ClearOutput | Notice | CellFinished
 )
 
 CellMessage = Output | FdOutput | Display | ClearOutput | Notice | CellFinished

@@ -12,12 +12,27 @@ import signal
 from collections.abc import Iterable, Sequence
 from typing import assert_never
 
-from msgspec import Struct
-
 from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.events import (
+    Announced,
+    CellRefused,
+    CellRequested,
+    Effect,
+    Event,
+    InterruptRequested,
+    NodeLost,
+    ResizeRequested,
+    SendToNodes,
+    StartFinished,
+    StartRequested,
+    StopFinished,
+    StopRequested,
+    Ticked,
+)
 from jupyter_ddp.core.faults import describe_exit
-from jupyter_ddp.core.record import Verdict
+from jupyter_ddp.core.running_cell import RunningCell
 from jupyter_ddp.core.topology import Plan, named
+from jupyter_ddp.core.verdicts import Verdict
 
 START_TIMEOUT_S = 120.0
 """From the request for a pool until its group is formed: a cold import of torch on a slow disk."""
@@ -43,115 +58,6 @@ class Phase(enum.Enum):
     STOPPING = "stopping"
 
 
-# --- events: what happened ----------------------------------------------------------------------
-
-
-class StartRequested(Struct, frozen=True):
-    plan: Plan
-    surroundings: m.Surroundings
-
-
-class CellRequested(Struct, frozen=True):
-    cell: int
-    targets: tuple[int, ...]
-    source: str
-    awaits: bool
-    count: int
-
-
-class ResizeRequested(Struct, frozen=True):
-    plan: Plan
-    surroundings: m.Surroundings
-
-
-class InterruptRequested(Struct, frozen=True):
-    pass
-
-
-class StopRequested(Struct, frozen=True):
-    pass
-
-
-class NodeLost(Struct, frozen=True):
-    """The connection to a node agent ended: none of its ranks can be reached."""
-
-    node_rank: int
-    reason: str
-
-
-class Ticked(Struct, frozen=True):
-    """The time that `next_deadline` named has come."""
-
-
-Event = (
-    StartRequested
-    | CellRequested
-    | ResizeRequested
-    | InterruptRequested
-    | StopRequested
-    | NodeLost
-    | Ticked
-    | m.PreloadFailed
-    | m.WorkerForked
-    | m.WorkerConnected
-    | m.GroupFormed
-    | m.GroupFailed
-    | m.WorkerExited
-    | m.CellFinished
-)
-
-
-# --- effects: what to do ------------------------------------------------------------------------
-
-
-class SendToNodes(Struct, frozen=True):
-    """Send this to the agents of the nodes that these ranks are on."""
-
-    ranks: tuple[int, ...]
-    message: m.KernelToNode
-
-
-class StartFinished(Struct, frozen=True):
-    """The pool stands, or (`error`) it does not and nothing of it is left."""
-
-    error: str = ""
-
-
-class CellEnded(Struct, frozen=True):
-    """The cell has a verdict on each of its ranks. `deaths` are the ranks that died in it."""
-
-    cell: int
-    verdicts: dict[int, Verdict]
-    deaths: tuple[m.WorkerExited, ...] = ()
-    reasons: dict[int, str] = {}
-    """Words for a verdict that the rank itself did not give: {0: "blocked by rank 1"}."""
-
-
-class CellRefused(Struct, frozen=True):
-    """The cell ran nowhere."""
-
-    cell: int
-    reason: str
-
-
-class StopFinished(Struct, frozen=True):
-    """No process of the pool is left, but for the `unkillable` ones (PIDs)."""
-
-    unkillable: tuple[int, ...] = ()
-
-
-class Announced(Struct, frozen=True):
-    """One line about what the pool does to the user's ranks, before it is done."""
-
-    text: str
-
-
-Effect = SendToNodes | StartFinished | CellEnded | CellRefused | StopFinished | Announced
-
-
-# --- the machine --------------------------------------------------------------------------------
-
-
 class RankState:
     """What is known of one rank's process."""
 
@@ -168,37 +74,6 @@ class RankState:
         return self.exited is None
 
 
-class _RunningCell:
-    def __init__(self, cell: int, targets: tuple[int, ...]) -> None:
-        self.cell = cell
-        self.waiting = set(targets)
-        self.verdicts: dict[int, Verdict] = {}
-        self.deaths: list[m.WorkerExited] = []
-        self.reasons: dict[int, str] = {}
-        self.targets = targets
-        self.presses = 0
-        """How often the user asked to interrupt it."""
-        self.break_sent = self.kill_sent = False
-        self.group_broken = False
-        self._blocked: set[int] = set()
-
-    def end(self, rank: int, verdict: Verdict, reason: str = "", blocked: bool = False) -> None:
-        self.waiting.discard(rank)
-        self.verdicts[rank] = verdict
-        if reason:
-            self.reasons[rank] = reason
-        if blocked:
-            self._blocked.add(rank)
-
-    def ended(self) -> CellEnded:
-        """The blame goes to the ranks that failed of themselves, not to those that waited for them."""
-        culprits = sorted(r for r, v in self.verdicts.items() if v in ("error", "died"))
-        if culprits and not self.presses:
-            for rank in self._blocked:
-                self.reasons[rank] = f"blocked by {named(culprits, '-')}"
-        return CellEnded(self.cell, self.verdicts, tuple(self.deaths), self.reasons)
-
-
 class Pool:
     """One pool of ranks. All changes go through `handle`."""
 
@@ -207,7 +82,7 @@ class Pool:
         self.generation = 0
         self.ranks: dict[int, RankState] = {}
         self.plan: Plan | None = None
-        self._cell: _RunningCell | None = None
+        self._cell: RunningCell | None = None
         self._next: CellRequested | None = None  # waits for the group that is being formed
         self._deadline: float | None = None
         self._failure = ""  # why a start is being undone
@@ -388,7 +263,7 @@ class Pool:
             return []
         if refusal := self._refusal(event.targets):
             return [CellRefused(event.cell, refusal)]
-        self.phase, self._cell = Phase.RUNNING, _RunningCell(event.cell, event.targets)
+        self.phase, self._cell = Phase.RUNNING, RunningCell(event.cell, event.targets)
         members = () if len(event.targets) == len(self.ranks) else event.targets
         run = m.RunCell(event.cell, event.source, event.awaits, members, event.count)
         return [_tell(event.targets, run)]
@@ -471,7 +346,7 @@ class Pool:
             effects.append(_signal(cell.waiting, signal.SIGINT))
         return effects
 
-    def _give_up_unkillable(self, cell: _RunningCell, now: float) -> list[Effect]:
+    def _give_up_unkillable(self, cell: RunningCell, now: float) -> list[Effect]:
         for rank in sorted(cell.waiting):
             cell.end(rank, "unknown", f"the system does not end its process {self.ranks[rank].pid}")
         return self._maybe_end_cell(now)
@@ -539,7 +414,7 @@ class Pool:
         died = _death(event)
         return [died, *self._ready()] if self.phase is Phase.FORMING else [died]
 
-    def _died_in_cell(self, cell: _RunningCell, event: m.WorkerExited, now: float) -> list[Effect]:
+    def _died_in_cell(self, cell: RunningCell, event: m.WorkerExited, now: float) -> list[Effect]:
         effects: list[Effect] = []
         if event.rank in cell.waiting:
             cell.end(event.rank, "died")

@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from msgspec import Struct
 
@@ -20,11 +20,10 @@ from jupyter_ddp.core.log import CellLog
 from jupyter_ddp.core.terminal import strip
 from jupyter_ddp.core.topology import named
 from jupyter_ddp.core.transcript import Rich, Segment, Transcript
+from jupyter_ddp.core.verdicts import Verdict
 
 MAX_CAUSES = 3
 """Different causes that a failure's one line names."""
-
-Verdict = Literal["ok", "error", "interrupted", "died", "not-run", "unknown"]
 
 
 class Value:

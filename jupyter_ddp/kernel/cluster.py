@@ -21,6 +21,7 @@ import psutil
 from IPython.core.getipython import get_ipython
 from msgspec import Struct
 
+from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.errors import PoolError, UsageError
@@ -202,7 +203,7 @@ class Cluster:
             self._backend if backend is None else backend,
             self._devices if devices is None else devices,
         )
-        self._come_up(p.StartRequested(plan, self._surroundings(plan)), on_progress)
+        self._come_up(ev.StartRequested(plan, self._surroundings(plan)), on_progress)
         self._n = len(plan.places)
         self._backend, self._devices = backend or self._backend, devices or self._devices
         return _choice(plan)
@@ -233,7 +234,7 @@ class Cluster:
 
     def _come_up(
         self,
-        request: p.StartRequested | p.ResizeRequested,
+        request: ev.StartRequested | ev.ResizeRequested,
         on_progress: Callable[[float, list[RankStatus]], None] | None = None,
     ) -> None:
         waiter = self._starting = _Waiter()
@@ -261,7 +262,7 @@ class Cluster:
                         raise PoolError("the pool does not answer; %ddp restart starts anew")
                 return
             except KeyboardInterrupt:
-                self._post(p.InterruptRequested())
+                self._post(ev.InterruptRequested())
 
     # -- cells -----------------------------------------------------------------------------------
 
@@ -293,7 +294,7 @@ class Cluster:
         weakref.finalize(record, file.close)  # a record that the user holds stays readable
         execution = Execution(record)
         self._remember(execution)
-        self._post(p.CellRequested(record.cell, ranks, prepared.source, prepared.awaits, count))
+        self._post(ev.CellRequested(record.cell, ranks, prepared.source, prepared.awaits, count))
         self._follow(execution, on_news)
         if execution.refusal:
             raise PoolError(execution.refusal)
@@ -330,14 +331,14 @@ class Cluster:
     def interrupt(self) -> None:
         """Interrupt the running cell, as the notebook's interrupt button does. Again: one step further."""
         if self._exchange is not None:
-            self._post(p.InterruptRequested())
+            self._post(ev.InterruptRequested())
 
     def stop(self) -> None:
         """End the ranks; their variables are gone. The process they are forked from stays warm."""
         if self._exchange is None:
             return
         waiter = self._stopping = _Waiter()
-        self._post(p.StopRequested())
+        self._post(ev.StopRequested())
         self._wait_interruptibly(waiter.wait, _CLOSE_TIMEOUT_S)
         self._stopping = None
         if waiter.error:
@@ -354,7 +355,7 @@ class Cluster:
             return self.start(n)
         plan = self._plan(n, self._backend, self._devices)
         if n != self._pool.world_size:
-            self._come_up(p.ResizeRequested(plan, self._surroundings(plan)))
+            self._come_up(ev.ResizeRequested(plan, self._surroundings(plan)))
             self._n = n
         return _choice(plan)
 
@@ -443,7 +444,7 @@ class Cluster:
 
     # -- from the exchange's thread --------------------------------------------------------------
 
-    def _post(self, event: p.Event) -> None:
+    def _post(self, event: ev.Event) -> None:
         assert self._exchange is not None
         self._exchange.post(event)
 
@@ -465,30 +466,30 @@ class Cluster:
             case _:
                 pass  # membership: the pool's own affair
 
-    def _on_effect(self, effect: p.Effect) -> None:
+    def _on_effect(self, effect: ev.Effect) -> None:
         match effect:
-            case p.StartFinished():
+            case ev.StartFinished():
                 if self._starting is not None:
                     self._starting.finish(effect.error)
-            case p.StopFinished():
+            case ev.StopFinished():
                 if self._stopping is not None:
                     stuck = ", ".join(map(str, effect.unkillable))
                     self._stopping.finish(f"the system does not end processes {stuck}" if stuck else "")
-            case p.CellEnded():
+            case ev.CellEnded():
                 self._end_cell(effect)
-            case p.CellRefused():
+            case ev.CellRefused():
                 refused = self._executions.pop(effect.cell, None)
                 if refused is not None:
                     refused.refusal = effect.reason
                     refused.finish()
-            case p.Announced():
+            case ev.Announced():
                 self._announced.append(effect.text)
-            case p.SendToNodes():
+            case ev.SendToNodes():
                 pass  # the exchange sends it
             case _:
                 assert_never(effect)
 
-    def _end_cell(self, effect: p.CellEnded) -> None:
+    def _end_cell(self, effect: ev.CellEnded) -> None:
         execution = self._executions.get(effect.cell)
         if execution is None:
             return

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from jupyter_ddp.core import codec
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.core.pool import Effect, Event, NodeLost, Pool, SendToNodes, Ticked
+from jupyter_ddp.core.events import Effect, Event, NodeLost, SendToNodes, Ticked
+from jupyter_ddp.core.pool import Pool
 
 _READ_BYTES = 1024 * 1024
 

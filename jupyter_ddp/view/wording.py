@@ -9,8 +9,9 @@ from __future__ import annotations
 from itertools import groupby
 from typing import NamedTuple
 
-from jupyter_ddp.core.record import RankSnapshot, Snapshot, Verdict
+from jupyter_ddp.core.record import RankSnapshot, Snapshot
 from jupyter_ddp.core.topology import named, ranges
+from jupyter_ddp.core.verdicts import Verdict
 from jupyter_ddp.view.ansi import strip
 from jupyter_ddp.view.grouping import Group, notices
 

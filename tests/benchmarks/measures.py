@@ -72,16 +72,18 @@ def later_start(figures: Figures, size: Size) -> None:
 
 
 def cells(figures: Figures, size: Size) -> None:
-    """No-op cells, first prints and many lines at 4 ranks, ours and ipyparallel's in turn."""
-    with _begin(figures, OURS, 4) as ours, _begin(figures, IPYPARALLEL, 4) as theirs:
+    """No-op cells, first prints and many lines at 4 ranks; the lines on ours and ipyparallel's in turn."""
+    with _begin(figures, OURS, 4) as ours:
         growth(figures, ours)
-        for session in (ours, theirs):
-            noop(figures, session, size.noop_pairs)
-            first_print(figures, session, size.prints)
-        for _ in range(size.line_pairs):
-            for session in (ours, theirs):
-                lines(figures, session)
+        noop(figures, ours, size.noop_pairs)
+        first_print(figures, ours, size.prints)
         chatter(figures, ours, size.chatter_s)
+        with _begin(figures, IPYPARALLEL, 4) as theirs:
+            noop(figures, theirs, size.noop_pairs)
+            first_print(figures, theirs, size.prints)
+            for _ in range(size.line_pairs):
+                lines(figures, ours)
+                lines(figures, theirs)
 
 
 def cells_at_16(figures: Figures, size: Size) -> None:
@@ -124,7 +126,7 @@ def lines(figures: Figures, session: Session) -> None:
     the time until the cell's reply and its last output are there. Missing: numbered lines that are not in
     the cell's record (ipyparallel, which has none: in what was displayed).
     """
-    cell = session.run(_printing(LINES))
+    cell = session.run_keeping(_printing(LINES))
     wanted = session.n * LINES
     figures.add(f"lines/s {session.system.name}", wanted / cell.complete_s)
     figures.add(f"lines missing {session.system.name}", wanted - len(_distinct(_written(session, cell))))
@@ -148,11 +150,11 @@ def growth(figures: Figures, session: Session) -> None:
     """The most that the notebook kernel's resident memory grows while the ranks print those lines, over the
     size of the text; the first such cell of a notebook kernel, after one with a single line.
     """
-    session.run(_printing(1))
+    session.run_keeping(_printing(1))
     pid = session.kernel.pid
     reset_peak(pid)
     before = rss_bytes(pid)
-    session.run(_printing(LINES))
+    session.run_keeping(_printing(LINES))
     text_bytes = session.n * LINES * (LINE_CHARS + 1)
     figures.add(f"growth {session.system.name}", (peak_bytes(pid) - before) / text_bytes)
 
@@ -162,7 +164,7 @@ def chatter(figures: Figures, session: Session, seconds: float) -> None:
     fixed ones of any cell (busy, input, idle), in the busiest 3 s; also of a cell with the 20,000 lines.
     """
     endless = _printing(10**9) + "\n    if time.monotonic() > end: break\nprint('PRINTED', i + 1, 'END')"
-    cell = session.run(f"import time\nend = time.monotonic() + {seconds}\n{endless}")
+    cell = session.run_keeping(f"import time\nend = time.monotonic() + {seconds}\n{endless}")
     written = session.kernel.run("print(sum(len(r.stdout) for r in record))").text
     figures.add("chatter bytes/s", int(written) / seconds)
     for one in (cell, session.run(_printing(LINES))):

@@ -62,6 +62,10 @@ class Session:
         """A cell on the ranks, to its end."""
         return self.kernel.wait(self.send(code), timeout_s)
 
+    def run_keeping(self, code: str, timeout_s: float = 180.0) -> Cell:
+        """The same, and keep what the ranks wrote, where the system can."""
+        return self.kernel.run(self.system.keeping(code, self.n), timeout_s)
+
     def pss_per_rank_bytes(self) -> float:
         """PSS of all that the kernel started (what keeps and serves the ranks included), per rank."""
         time.sleep(_SETTLE_S)

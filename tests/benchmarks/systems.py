@@ -10,8 +10,6 @@ class System(Protocol):
     """One way to run a notebook's code on several ranks."""
 
     name: str
-    keeps_ranks: bool
-    """The ranks stay from cell to cell."""
 
     def set_up(self, n: int) -> list[str]:
         """Cells that come before the first one on the ranks."""
@@ -21,17 +19,23 @@ class System(Protocol):
         """The cell that runs this code on every rank, with `rank`, `torch` and `dist` defined."""
         ...
 
+    def keeping(self, code: str, n: int) -> str:
+        """The same; where a system keeps what the ranks wrote, `record` is bound to it."""
+        ...
+
 
 class JupyterDDP:
     """This package."""
 
     name = "jupyter_ddp"
-    keeps_ranks = True
 
     def set_up(self, n: int) -> list[str]:
         return ["%load_ext jupyter_ddp"]
 
     def on_ranks(self, code: str, n: int) -> str:
+        return f"%%ddp -n {n}\n{code}"
+
+    def keeping(self, code: str, n: int) -> str:
         return f"%%ddp -n {n} -o record\n{code}"
 
 
@@ -39,7 +43,6 @@ class IpyParallel:
     """ipyparallel: a cluster of engines, a direct view, `%%px`; the process group is formed by hand."""
 
     name = "ipyparallel"
-    keeps_ranks = True
 
     def set_up(self, n: int) -> list[str]:
         engines = f"""\
@@ -60,12 +63,14 @@ class IpyParallel:
     def on_ranks(self, code: str, n: int) -> str:
         return f"%%px\n{code}"
 
+    def keeping(self, code: str, n: int) -> str:
+        return self.on_ranks(code, n)
+
 
 class TorchRun:
     """torchrun: each cell is a script that `!torchrun` runs on fresh processes."""
 
     name = "torchrun"
-    keeps_ranks = False
 
     def set_up(self, n: int) -> list[str]:
         return []
@@ -77,6 +82,9 @@ class TorchRun:
             f"import pathlib\n_ = pathlib.Path('cell.py').write_text({script!r})\n"
             f"!torchrun --standalone --nproc_per_node={n} cell.py"
         )
+
+    def keeping(self, code: str, n: int) -> str:
+        return self.on_ranks(code, n)
 
 
 OURS, IPYPARALLEL, TORCHRUN = JupyterDDP(), IpyParallel(), TorchRun()

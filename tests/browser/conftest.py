@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("playwright")
-
 from playwright.sync_api import BrowserContext, sync_playwright
 
 from tests.browser.driver import CHROMIUM, CHROMIUM_OPTIONS, JupyterServer

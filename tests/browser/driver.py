@@ -26,7 +26,7 @@ from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page
 
 FrontEnd = Literal["lab", "notebook"]
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+CHROMIUM = shutil.which("chromium") or "chromium"
 CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 # Where each application shows a notebook, and settings that keep other people's news out of the page.
@@ -37,6 +37,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     # Cells out of sight keep their place in the page, where a test can read them.
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
+_OPTIONS = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
 _POLL_S = 0.05
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 20.0
@@ -77,7 +78,7 @@ class JupyterServer:
     def __enter__(self) -> Self:
         with (self._folder / "server.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"],
+                [sys.executable, "-m", "jupyterlab", *_OPTIONS],
                 cwd=self.root,
                 env=self._environ(),
                 stdout=log,
@@ -129,8 +130,8 @@ class JupyterServer:
         return (self._folder / "server.log").read_text(errors="replace")[-4000:]
 
     def address(self, front_end: FrontEnd, name: str) -> str:
-        """Where a browser finds the notebook `name`."""
-        return f"{self._url}{_PATHS[front_end]}/{name}?token={self._token}"
+        """Where a browser finds the notebook `name`, with no other document open beside it."""
+        return f"{self._url}{_PATHS[front_end]}/{name}?reset&token={self._token}"
 
     def end_kernels(self) -> None:
         """Shut down every notebook kernel, as from the list of running kernels."""
@@ -147,7 +148,9 @@ class JupyterServer:
 class NotebookPage:
     """One notebook, open in a browser."""
 
-    def __init__(self, browser: BrowserContext, server: JupyterServer, front_end: FrontEnd, name: str) -> None:
+    def __init__(
+        self, browser: BrowserContext, server: JupyterServer, front_end: FrontEnd, name: str
+    ) -> None:
         self._file = server.root / name
         self.errors: list[str] = []
         """What the page wrote to the browser's console as an error, and exceptions nobody caught."""
@@ -204,7 +207,7 @@ class NotebookPage:
         return self.page.locator(".jp-Notebook .jp-Cell").nth(i)
 
     def prompt(self, i: int) -> str:
-        """"[ ]:" before a cell is run, "[*]:" while it runs or waits, "[3]:" after."""
+        """Left of the cell: "[ ]:" before it is run, "[*]:" while it runs or waits, then "[3]:"."""
         return self.cell(i).locator(".jp-InputPrompt").inner_text().strip()
 
     def _ended(self, i: int) -> bool:

@@ -670,6 +670,17 @@ def test_ranks_asked_for_without_a_forkserver_are_refused(mortal: Agent) -> None
     mortal.run_to_end("pass", 0)
 
 
+def test_a_number_may_be_given_again_while_the_first_still_lives(mortal: Agent) -> None:
+    """A resize down and up again: the one that leaves is reaped and reported too, under its own PID."""
+    (first,) = mortal.start(0)
+    (second,) = mortal.start(0)
+    os.kill(first, signal.SIGKILL)
+    assert mortal.next(m.WorkerExited).pid == first
+    mortal.run_to_end("pass")
+    mortal.signal(signal.SIGKILL)
+    assert mortal.next(m.WorkerExited).pid == second
+
+
 def test_a_forkserver_that_ends_as_ranks_are_asked_for(mortal: Agent) -> None:
     """The agent learns of both in one round: it refuses, and goes on."""
     (pid,) = mortal.start(0)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from jupyter_ddp.core import codec
+from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.topology import make_plan
@@ -63,7 +64,7 @@ class Heard(queue.Queue[Any]):
 class ScriptedPool(p.Pool):
     """Answers each event as the test says, and keeps a clock as the test sets it."""
 
-    def __init__(self, answer: Callable[[p.Event], list[p.Effect]]) -> None:
+    def __init__(self, answer: Callable[[ev.Event], list[ev.Effect]]) -> None:
         super().__init__()
         self._answer = answer
         self.handled = Heard()
@@ -73,14 +74,14 @@ class ScriptedPool(p.Pool):
     def next_deadline(self) -> float | None:
         return self.deadline
 
-    def handle(self, event: p.Event, now: float) -> list[p.Effect]:
-        if isinstance(event, p.Ticked):
+    def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
+        if isinstance(event, ev.Ticked):
             self.deadline = None
         self.handled.put((event, now))
         return self._answer(event)
 
-    def next_event(self) -> p.Event:
-        event: p.Event = self.handled.next()[0]
+    def next_event(self) -> ev.Event:
+        event: ev.Event = self.handled.next()[0]
         return event
 
 
@@ -95,7 +96,7 @@ class Rig:
     def connect(
         self,
         pool: p.Pool,
-        on_effect: Callable[[p.Effect], None] | None = None,
+        on_effect: Callable[[ev.Effect], None] | None = None,
         on_message: Callable[[m.NodeToKernel], None] | None = None,
     ) -> Exchange:
         self._exchange = Exchange(
@@ -117,39 +118,39 @@ def rig() -> Iterator[Rig]:
     rig.close()
 
 
-def silent(_: p.Event) -> list[p.Effect]:
+def silent(_: ev.Event) -> list[ev.Effect]:
     return []
 
 
-def order(cell: int, source: str = "pass") -> p.SendToNodes:
-    return p.SendToNodes((0,), m.Tell([0], m.RunCell(cell, source)))
+def order(cell: int, source: str = "pass") -> ev.SendToNodes:
+    return ev.SendToNodes((0,), m.Tell([0], m.RunCell(cell, source)))
 
 
-def cell(number: int, source: str = "pass") -> p.CellRequested:
-    return p.CellRequested(number, (0,), source, False, 1)
+def cell(number: int, source: str = "pass") -> ev.CellRequested:
+    return ev.CellRequested(number, (0,), source, False, 1)
 
 
-def sends_cells(event: p.Event) -> list[p.Effect]:
+def sends_cells(event: ev.Event) -> list[ev.Effect]:
     """Each cell that is asked for goes out as an order."""
-    return [order(event.cell, event.source)] if isinstance(event, p.CellRequested) else []
+    return [order(event.cell, event.source)] if isinstance(event, ev.CellRequested) else []
 
 
 def test_a_pool_comes_up_and_runs_a_cell(rig: Rig) -> None:
     """Requests become orders, messages become effects, and the callbacks hear of both in order."""
     exchange = rig.connect(p.Pool())
-    exchange.post(p.StartRequested(make_plan(1, []), SURROUNDINGS))
+    exchange.post(ev.StartRequested(make_plan(1, []), SURROUNDINGS))
     assert isinstance(rig.node.next_order(), m.StartRanks)
     rig.node.says(m.WorkerForked(0, 4711), m.WorkerConnected(0, 0, 0, 0, 4711))
     formed = rig.node.next_order()
     assert isinstance(formed, m.Tell)
     assert isinstance(formed.command, m.FormGroup)
     rig.node.says(m.GroupFormed(0, formed.command.generation, 0, 1, 0.01))
-    assert rig.effects.next() == p.StartFinished()
+    assert rig.effects.next() == ev.StartFinished()
     exchange.post(cell(1))
     assert isinstance(rig.node.next_order(), m.Tell)
     said = [m.Output(0, 1, 1, 2, "stdout", 0, b"hello"), m.CellFinished(0, 1, 1, 3, "ok", 0.1)]
     rig.node.says(*said)
-    assert rig.effects.next() == p.CellEnded(1, {0: "ok"})
+    assert rig.effects.next() == ev.CellEnded(1, {0: "ok"})
     heard = [rig.messages.next() for _ in range(5)]
     assert heard[3:] == said
 
@@ -169,7 +170,7 @@ def test_the_order_of_everything_is_kept(rig: Rig) -> None:
 def test_a_message_is_heard_before_what_it_causes(rig: Rig) -> None:
     """Who waits for a cell's end finds all of its output in the record."""
     calls = Heard()
-    ended = p.CellEnded(1, {0: "ok"})
+    ended = ev.CellEnded(1, {0: "ok"})
     pool = ScriptedPool(lambda event: [ended] if isinstance(event, m.CellFinished) else [])
     rig.connect(pool, calls.put, calls.put)
     said = [m.Output(0, 1, 1, 0, "stdout", 0, b"x"), m.CellFinished(0, 1, 1, 1, "ok", 0.1)]
@@ -214,14 +215,14 @@ def test_only_what_is_an_event_reaches_the_pool(rig: Rig) -> None:
 )
 def test_a_node_that_ends_or_talks_nonsense_is_lost_once(rig: Rig, last: bytes) -> None:
     """The pool hears NodeLost with the obituary after all that was said before, and the exchange says so."""
-    pool = ScriptedPool(lambda event: [p.Announced("lost")] if isinstance(event, p.NodeLost) else [])
+    pool = ScriptedPool(lambda event: [ev.Announced("lost")] if isinstance(event, ev.NodeLost) else [])
     exchange = rig.connect(pool)
     assert not exchange.lost
     rig.node.far.sendall(codec.encode(m.WorkerForked(0, 4711)) + last)
     rig.node.far.shutdown(socket.SHUT_WR)
     assert pool.next_event() == m.WorkerForked(0, 4711)
-    assert pool.next_event() == p.NodeLost(0, "the node agent was killed by signal 9")
-    assert rig.effects.next() == p.Announced("lost")
+    assert pool.next_event() == ev.NodeLost(0, "the node agent was killed by signal 9")
+    assert rig.effects.next() == ev.Announced("lost")
     assert exchange.lost
     exchange.post(cell(1))
     assert pool.next_event() == cell(1)  # the thread lives on, and does not tell it twice
@@ -234,7 +235,7 @@ def test_an_order_to_a_node_that_is_gone_loses_it(rig: Rig) -> None:
     rig.node.far.close()
     exchange.post(cell(1))
     kinds = {type(pool.next_event()) for _ in range(2)}
-    assert kinds == {p.CellRequested, p.NodeLost}
+    assert kinds == {ev.CellRequested, ev.NodeLost}
     assert exchange.lost
 
 
@@ -244,10 +245,10 @@ def test_a_deadline_ticks_when_it_is_due(rig: Rig) -> None:
     exchange = rig.connect(pool)
     due = time.monotonic() + 0.05
     pool.deadline = due
-    exchange.post(p.InterruptRequested())  # the exchange looks at the deadline after each event
-    assert pool.next_event() == p.InterruptRequested()
+    exchange.post(ev.InterruptRequested())  # the exchange looks at the deadline after each event
+    assert pool.next_event() == ev.InterruptRequested()
     event, now = pool.handled.next()
-    assert event == p.Ticked()
+    assert event == ev.Ticked()
     assert due <= now < due + 1.0
 
 
@@ -256,8 +257,8 @@ def test_a_deadline_that_has_passed_ticks_before_anything_new(rig: Rig) -> None:
     pool = ScriptedPool(silent)
     exchange = rig.connect(pool)
     pool.deadline = time.monotonic() - 100
-    exchange.post(p.InterruptRequested())
-    assert [pool.next_event() for _ in range(2)] == [p.InterruptRequested(), p.Ticked()]
+    exchange.post(ev.InterruptRequested())
+    assert [pool.next_event() for _ in range(2)] == [ev.InterruptRequested(), ev.Ticked()]
 
 
 def test_a_reader_that_does_not_read_blocks_nobody(rig: Rig) -> None:
@@ -311,7 +312,7 @@ def test_close_with_a_stalled_reader_and_a_far_deadline(rig: Rig) -> None:
     pool = ScriptedPool(sends_cells)
     exchange = rig.connect(pool)
     exchange.post(cell(1, "#" * STALLED_BYTES))
-    assert isinstance(pool.next_event(), p.CellRequested)
+    assert isinstance(pool.next_event(), ev.CellRequested)
     pool.deadline = time.monotonic() + 3600
     began = time.monotonic()
     exchange.close()
@@ -324,7 +325,7 @@ def test_close_after_the_node_was_lost(rig: Rig) -> None:
     pool = ScriptedPool(silent)
     exchange = rig.connect(pool)
     rig.node.far.close()
-    assert isinstance(pool.next_event(), p.NodeLost)
+    assert isinstance(pool.next_event(), ev.NodeLost)
     exchange.close()
     assert rig.node.closed.is_set()
 
@@ -335,8 +336,8 @@ def test_a_defect_of_ours_leaves_nobody_waiting(rig: Rig) -> None:
     def on_message(_: m.NodeToKernel) -> None:
         raise RuntimeError("a defect")
 
-    pool = ScriptedPool(lambda event: [p.Announced(event.reason)] if isinstance(event, p.NodeLost) else [])
+    pool = ScriptedPool(lambda event: [ev.Announced(event.reason)] if isinstance(event, ev.NodeLost) else [])
     exchange = rig.connect(pool, on_message=on_message)
     rig.node.says(m.WorkerForked(0, 1))
-    assert rig.effects.next() == p.Announced("the exchange with the ranks failed: RuntimeError: a defect")
+    assert rig.effects.next() == ev.Announced("the exchange with the ranks failed: RuntimeError: a defect")
     assert exchange.lost

@@ -8,8 +8,6 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.integration.notebook_kernel import NotebookKernel
 
 RANKS = 4

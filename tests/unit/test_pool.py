@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.topology import make_plan
@@ -23,59 +24,59 @@ class Desk:
         self.now = 1000.0
         self.cells = 0
 
-    def handle(self, event: p.Event) -> list[p.Effect]:
+    def handle(self, event: ev.Event) -> list[ev.Effect]:
         return self.pool.handle(event, self.now)
 
     # the user
 
-    def start(self, n: int) -> list[p.Effect]:
-        return self.handle(p.StartRequested(make_plan(n, []), SURROUNDINGS))
+    def start(self, n: int) -> list[ev.Effect]:
+        return self.handle(ev.StartRequested(make_plan(n, []), SURROUNDINGS))
 
-    def resize(self, n: int) -> list[p.Effect]:
-        return self.handle(p.ResizeRequested(make_plan(n, []), SURROUNDINGS))
+    def resize(self, n: int) -> list[ev.Effect]:
+        return self.handle(ev.ResizeRequested(make_plan(n, []), SURROUNDINGS))
 
-    def run(self, *targets: int) -> list[p.Effect]:
+    def run(self, *targets: int) -> list[ev.Effect]:
         self.cells += 1
-        return self.handle(p.CellRequested(self.cells, targets, "pass", False, 7))
+        return self.handle(ev.CellRequested(self.cells, targets, "pass", False, 7))
 
-    def interrupt(self) -> list[p.Effect]:
-        return self.handle(p.InterruptRequested())
+    def interrupt(self) -> list[ev.Effect]:
+        return self.handle(ev.InterruptRequested())
 
-    def stop(self) -> list[p.Effect]:
-        return self.handle(p.StopRequested())
+    def stop(self) -> list[ev.Effect]:
+        return self.handle(ev.StopRequested())
 
     # time
 
-    def after(self, seconds: float) -> list[p.Effect]:
+    def after(self, seconds: float) -> list[ev.Effect]:
         """Let time pass; the deadline that falls due by then is kept at its own time."""
         until = self.now + seconds
         due = self.pool.next_deadline
         if due is None or due > until:
             self.now = until
-            return self.handle(p.Ticked())
+            return self.handle(ev.Ticked())
         self.now = due
-        effects = self.handle(p.Ticked())
+        effects = self.handle(ev.Ticked())
         return [*effects, *self.after(until - due)]
 
     # ranks
 
-    def forks(self, *ranks: int, pids: int = 100) -> list[p.Effect]:
+    def forks(self, *ranks: int, pids: int = 100) -> list[ev.Effect]:
         return [e for r in ranks for e in self.handle(m.WorkerForked(r, pids + r))]
 
-    def connects(self, *ranks: int, pids: int = 100) -> list[p.Effect]:
+    def connects(self, *ranks: int, pids: int = 100) -> list[ev.Effect]:
         return [e for r in ranks for e in self.handle(m.WorkerConnected(r, 0, 0, 0, pids + r))]
 
-    def forms(self, *ranks: int, generation: int | None = None) -> list[p.Effect]:
+    def forms(self, *ranks: int, generation: int | None = None) -> list[ev.Effect]:
         made = generation or self.pool.generation
         return [e for r in ranks for e in self.handle(m.GroupFormed(r, made, 0, 0, 0.01))]
 
-    def fails_to_form(self, rank: int) -> list[p.Effect]:
+    def fails_to_form(self, rank: int) -> list[ev.Effect]:
         return self.handle(m.GroupFailed(rank, self.pool.generation, 0, 0, "refused"))
 
-    def ends(self, rank: int, verdict: Any = "ok", broken: bool = False) -> list[p.Effect]:
+    def ends(self, rank: int, verdict: Any = "ok", broken: bool = False) -> list[ev.Effect]:
         return self.handle(m.CellFinished(rank, 1, self.cells, 0, verdict, 0.1, broken))
 
-    def dies(self, rank: int, status: int = SIGKILLED, pid: int = 0, stderr: str = "") -> list[p.Effect]:
+    def dies(self, rank: int, status: int = SIGKILLED, pid: int = 0, stderr: str = "") -> list[ev.Effect]:
         return self.handle(m.WorkerExited(rank, pid or 100 + rank, status, 0, 0, stderr, 0))
 
     def come_up(self, n: int) -> None:
@@ -83,7 +84,7 @@ class Desk:
         self.start(n)
         self.forks(*ranks)
         self.connects(*ranks)
-        assert self.forms(*ranks) == [p.StartFinished()]
+        assert self.forms(*ranks) == [ev.StartFinished()]
 
 
 @pytest.fixture
@@ -102,28 +103,28 @@ def three() -> Desk:
 PREPARED = "what ranks are forked from could not be prepared: {}; repair that, then start again"
 
 
-def kills(*ranks: int) -> p.SendToNodes:
-    return p.SendToNodes(ranks, m.SignalRanks(list(ranks), int(signal.SIGKILL), True))
+def kills(*ranks: int) -> ev.SendToNodes:
+    return ev.SendToNodes(ranks, m.SignalRanks(list(ranks), int(signal.SIGKILL), True))
 
 
-def interrupts(*ranks: int) -> p.SendToNodes:
-    return p.SendToNodes(ranks, m.SignalRanks(list(ranks), int(signal.SIGINT), False))
+def interrupts(*ranks: int) -> ev.SendToNodes:
+    return ev.SendToNodes(ranks, m.SignalRanks(list(ranks), int(signal.SIGINT), False))
 
 
-def breaks(generation: int, *ranks: int) -> p.SendToNodes:
-    return p.SendToNodes(ranks, m.Tell(list(ranks), m.BreakGroup(generation)))
+def breaks(generation: int, *ranks: int) -> ev.SendToNodes:
+    return ev.SendToNodes(ranks, m.Tell(list(ranks), m.BreakGroup(generation)))
 
 
-def tells(effects: list[p.Effect], kind: type[m.Message]) -> list[int]:
+def tells(effects: list[ev.Effect], kind: type[m.Message]) -> list[int]:
     """The ranks that these effects tell a command of this kind."""
     told: list[int] = []
     for effect in effects:
-        if isinstance(effect, p.SendToNodes) and isinstance(effect.message, m.Tell):
+        if isinstance(effect, ev.SendToNodes) and isinstance(effect.message, m.Tell):
             told += effect.message.ranks if isinstance(effect.message.command, kind) else []
     return told
 
 
-def only(effects: list[p.Effect], kind: type[Any]) -> Any:
+def only(effects: list[ev.Effect], kind: type[Any]) -> Any:
     """The one effect of this kind."""
     found = [effect for effect in effects if isinstance(effect, kind)]
     assert len(found) == 1, effects
@@ -136,21 +137,21 @@ def only(effects: list[p.Effect], kind: type[Any]) -> Any:
 def test_a_start_forks_then_forms_then_says_so_once(desk: Desk) -> None:
     """Ranks are asked for at once, told to form when all are there, and the pool stands when all joined."""
     (asked,) = desk.start(2)
-    assert isinstance(asked, p.SendToNodes)
+    assert isinstance(asked, ev.SendToNodes)
     assert isinstance(asked.message, m.StartRanks)
     assert [place.rank for place in asked.message.places] == [0, 1]
     assert desk.forks(0, 1) == []
     assert desk.connects(0) == []
     assert tells(desk.connects(1), m.FormGroup) == [0, 1]
     assert desk.forms(0) == []
-    assert desk.forms(1) == [p.StartFinished()]
+    assert desk.forms(1) == [ev.StartFinished()]
     assert desk.pool.phase is p.Phase.READY
     assert desk.pool.next_deadline is None
 
 
 def test_a_second_start_is_refused_and_starts_nothing(three: Desk) -> None:
     """A pool that stands is not started again."""
-    assert three.start(3) == [p.StartFinished("the pool is ready; %ddp stop ends it")]
+    assert three.start(3) == [ev.StartFinished("the pool is ready; %ddp stop ends it")]
 
 
 def test_a_rank_that_dies_at_start_is_named_with_its_last_words(desk: Desk) -> None:
@@ -159,7 +160,7 @@ def test_a_rank_that_dies_at_start_is_named_with_its_last_words(desk: Desk) -> N
     desk.forks(0, 1)
     assert desk.dies(1, EXITED_3, stderr="ImportError: no libgomp") == [kills(0)]
     (done,) = desk.dies(0)
-    assert done == p.StartFinished(
+    assert done == ev.StartFinished(
         "rank 1 ended before the pool was up: exited with code 3\nImportError: no libgomp"
     )
     assert desk.pool.phase is p.Phase.STOPPED
@@ -172,7 +173,7 @@ def test_a_start_that_takes_too_long_names_who_is_missing(desk: Desk) -> None:
     desk.connects(0, 2)
     assert desk.after(p.START_TIMEOUT_S) == [kills(0, 1, 2)]
     assert [*desk.dies(0), *desk.dies(1)] == []
-    assert desk.dies(2) == [p.StartFinished("rank 1 did not connect within 120 s")]
+    assert desk.dies(2) == [ev.StartFinished("rank 1 did not connect within 120 s")]
 
 
 def test_a_start_without_its_group_names_who_did_not_join(desk: Desk) -> None:
@@ -183,7 +184,7 @@ def test_a_start_without_its_group_names_who_did_not_join(desk: Desk) -> None:
     desk.forms(1)
     desk.after(p.START_TIMEOUT_S)
     effects = [e for rank in range(3) for e in desk.dies(rank)]
-    assert effects == [p.StartFinished("ranks 0,2 did not join the process group within 120 s")]
+    assert effects == [ev.StartFinished("ranks 0,2 did not join the process group within 120 s")]
 
 
 def test_a_group_that_fails_at_start_is_the_starts_failure(desk: Desk) -> None:
@@ -192,7 +193,7 @@ def test_a_group_that_fails_at_start_is_the_starts_failure(desk: Desk) -> None:
     desk.forks(0)
     desk.connects(0)
     assert desk.fails_to_form(0) == [kills(0)]
-    assert desk.dies(0) == [p.StartFinished("rank 0 could not join the process group: refused")]
+    assert desk.dies(0) == [ev.StartFinished("rank 0 could not join the process group: refused")]
 
 
 def test_an_interrupt_while_starting_undoes_the_start(desk: Desk) -> None:
@@ -202,7 +203,7 @@ def test_an_interrupt_while_starting_undoes_the_start(desk: Desk) -> None:
     assert desk.interrupt() == [kills(0, 1)]
     assert desk.interrupt() == []
     assert desk.dies(0) == []
-    assert desk.dies(1) == [p.StartFinished("interrupted")]
+    assert desk.dies(1) == [ev.StartFinished("interrupted")]
 
 
 def test_a_rank_withdrawn_before_its_birth_counts_as_ended(desk: Desk) -> None:
@@ -210,7 +211,7 @@ def test_a_rank_withdrawn_before_its_birth_counts_as_ended(desk: Desk) -> None:
     desk.start(1)
     assert desk.interrupt() == [kills(0)]
     withdrawn = m.WorkerExited(0, 0, SIGKILLED, 0, 0, "", 0)
-    assert desk.handle(withdrawn) == [p.StartFinished("interrupted")]
+    assert desk.handle(withdrawn) == [ev.StartFinished("interrupted")]
 
 
 def test_a_stop_while_starting_answers_both(desk: Desk) -> None:
@@ -218,7 +219,7 @@ def test_a_stop_while_starting_answers_both(desk: Desk) -> None:
     desk.start(1)
     desk.forks(0)
     desk.stop()
-    assert desk.dies(0, 0) == [p.StartFinished("the pool was stopped while it started"), p.StopFinished()]
+    assert desk.dies(0, 0) == [ev.StartFinished("the pool was stopped while it started"), ev.StopFinished()]
 
 
 def test_a_stop_while_a_start_is_undone_is_answered(desk: Desk) -> None:
@@ -227,7 +228,7 @@ def test_a_stop_while_a_start_is_undone_is_answered(desk: Desk) -> None:
     desk.forks(0)
     desk.interrupt()
     assert desk.stop() == []
-    assert desk.dies(0) == [p.StartFinished("interrupted"), p.StopFinished()]
+    assert desk.dies(0) == [ev.StartFinished("interrupted"), ev.StopFinished()]
 
 
 def test_a_preload_that_fails_ends_the_start_with_its_words(desk: Desk) -> None:
@@ -235,7 +236,7 @@ def test_a_preload_that_fails_ends_the_start_with_its_words(desk: Desk) -> None:
     desk.start(2)
     effects = desk.handle(m.PreloadFailed("ModuleNotFoundError: No module named 'torch'"))
     assert effects == [
-        p.StartFinished(PREPARED.format("ModuleNotFoundError: No module named 'torch'"))
+        ev.StartFinished(PREPARED.format("ModuleNotFoundError: No module named 'torch'"))
     ]
     assert desk.pool.phase is p.Phase.STOPPED
 
@@ -246,7 +247,7 @@ def test_a_forkserver_that_ends_after_the_forks_does_no_harm(desk: Desk) -> None
     desk.forks(0)
     assert desk.handle(m.PreloadFailed("")) == []
     desk.connects(0)
-    assert desk.forms(0) == [p.StartFinished()]
+    assert desk.forms(0) == [ev.StartFinished()]
 
 
 def test_a_forkserver_that_ends_between_the_forks_leaves_nothing(desk: Desk) -> None:
@@ -254,7 +255,7 @@ def test_a_forkserver_that_ends_between_the_forks_leaves_nothing(desk: Desk) -> 
     desk.start(2)
     desk.forks(0)
     assert desk.handle(m.PreloadFailed("")) == [kills(0)]
-    assert desk.dies(0) == [p.StartFinished(PREPARED.format("its process ended"))]
+    assert desk.dies(0) == [ev.StartFinished(PREPARED.format("its process ended"))]
 
 
 def test_unkillable_processes_are_named_where_a_start_is_undone(desk: Desk) -> None:
@@ -264,7 +265,7 @@ def test_unkillable_processes_are_named_where_a_start_is_undone(desk: Desk) -> N
     desk.interrupt()
     desk.dies(0)
     assert desk.after(p.KILL_TIMEOUT_S) == [
-        p.StartFinished("interrupted\nthe system does not end these processes: 101")
+        ev.StartFinished("interrupted\nthe system does not end these processes: 101")
     ]
 
 
@@ -272,12 +273,12 @@ def test_the_late_exit_of_an_unkillable_process_is_not_the_next_pools(desk: Desk
     """A new rank 0 has nothing to do with the old one, whose end arrives before its own birth."""
     desk.come_up(1)
     desk.stop()
-    assert desk.after(p.STOP_TIMEOUT_S + p.KILL_TIMEOUT_S)[-1] == p.StopFinished((100,))
+    assert desk.after(p.STOP_TIMEOUT_S + p.KILL_TIMEOUT_S)[-1] == ev.StopFinished((100,))
     desk.start(1)
     assert desk.dies(0, pid=100) == []
     desk.forks(0, pids=200)
     desk.connects(0, pids=200)
-    assert desk.forms(0) == [p.StartFinished()]
+    assert desk.forms(0) == [ev.StartFinished()]
 
 
 # --- cells ------------------------------------------------------------------------------------------
@@ -286,12 +287,12 @@ def test_the_late_exit_of_an_unkillable_process_is_not_the_next_pools(desk: Desk
 def test_a_cell_on_all_ranks_and_one_on_some(three: Desk) -> None:
     """Members are named where the cell is not for the whole world."""
     assert three.run(0, 1, 2) == [
-        p.SendToNodes((0, 1, 2), m.Tell([0, 1, 2], m.RunCell(1, "pass", False, (), 7)))
+        ev.SendToNodes((0, 1, 2), m.Tell([0, 1, 2], m.RunCell(1, "pass", False, (), 7)))
     ]
     assert [*three.ends(0), *three.ends(2)] == []
-    assert three.ends(1) == [p.CellEnded(1, {0: "ok", 2: "ok", 1: "ok"})]
+    assert three.ends(1) == [ev.CellEnded(1, {0: "ok", 2: "ok", 1: "ok"})]
     assert three.run(0, 2) == [
-        p.SendToNodes((0, 2), m.Tell([0, 2], m.RunCell(2, "pass", False, (0, 2), 7)))
+        ev.SendToNodes((0, 2), m.Tell([0, 2], m.RunCell(2, "pass", False, (0, 2), 7)))
     ]
 
 
@@ -304,19 +305,19 @@ def test_a_cell_on_all_ranks_and_one_on_some(three: Desk) -> None:
 )
 def test_a_cell_for_ranks_that_are_not_there(three: Desk, ranks: tuple[int, ...], words: str) -> None:
     """It is refused with the reason, and the pool takes the next one."""
-    assert three.run(*ranks) == [p.CellRefused(1, words)]
+    assert three.run(*ranks) == [ev.CellRefused(1, words)]
     assert tells(three.run(0), m.RunCell) == [0]
 
 
 def test_a_second_cell_is_told_busy(three: Desk) -> None:
     """One cell at a time."""
     three.run(0)
-    assert "busy" in only(three.run(1), p.CellRefused).reason
+    assert "busy" in only(three.run(1), ev.CellRefused).reason
 
 
 def test_a_cell_without_a_pool(desk: Desk) -> None:
     """The refusal says how to start one."""
-    assert "%ddp start -n 4" in only(desk.run(0), p.CellRefused).reason
+    assert "%ddp start -n 4" in only(desk.run(0), ev.CellRefused).reason
 
 
 def test_a_reply_to_another_cell_or_a_second_reply_counts_for_nothing(three: Desk) -> None:
@@ -326,7 +327,7 @@ def test_a_reply_to_another_cell_or_a_second_reply_counts_for_nothing(three: Des
     three.ends(0, "error")
     assert three.ends(0, "ok") == []
     assert three.ends(2) == []
-    assert only(three.ends(1), p.CellEnded).verdicts == {0: "error", 1: "ok"}
+    assert only(three.ends(1), ev.CellEnded).verdicts == {0: "error", 1: "ok"}
 
 
 def test_when_a_rank_fails_the_others_are_freed_after_five_seconds(three: Desk) -> None:
@@ -337,7 +338,7 @@ def test_when_a_rank_fails_the_others_are_freed_after_five_seconds(three: Desk) 
     assert three.after(0.02) == [breaks(1, 0, 1, 2)]
     three.ends(0, "interrupted", broken=True)
     effects = three.ends(2, "interrupted", broken=True)
-    ended = only(effects, p.CellEnded)
+    ended = only(effects, ev.CellEnded)
     assert ended.verdicts == {0: "interrupted", 1: "error", 2: "interrupted"}
     assert ended.reasons == {0: "blocked by rank 1", 2: "blocked by rank 1"}
     assert tells(effects, m.FormGroup) == [0, 1, 2]
@@ -351,7 +352,7 @@ def test_ranks_that_compute_on_are_never_killed_unasked(three: Desk) -> None:
     three.after(p.PEER_FAILED_TIMEOUT_S)
     assert three.pool.next_deadline is None
     assert three.after(86400) == []
-    assert [*three.ends(0), *three.ends(2)][-1] == p.CellEnded(1, {1: "error", 0: "ok", 2: "ok"})
+    assert [*three.ends(0), *three.ends(2)][-1] == ev.CellEnded(1, {1: "error", 0: "ok", 2: "ok"})
 
 
 def test_when_a_rank_dies_the_others_are_freed_after_one_second(three: Desk) -> None:
@@ -362,7 +363,7 @@ def test_when_a_rank_dies_the_others_are_freed_after_one_second(three: Desk) -> 
     three.ends(0, "interrupted", broken=True)
     effects = three.ends(2, "interrupted", broken=True)
     (ended,) = effects
-    assert isinstance(ended, p.CellEnded)
+    assert isinstance(ended, ev.CellEnded)
     assert ended.verdicts == {0: "interrupted", 1: "died", 2: "interrupted"}
     assert [exit.rank for exit in ended.deaths] == [1]
     assert ended.reasons == {0: "blocked by rank 1", 2: "blocked by rank 1"}
@@ -390,22 +391,22 @@ def test_a_rank_that_dies_after_its_own_end_keeps_its_verdict_and_is_announced(t
     """Its reply was made; its death is told all the same."""
     three.run(0, 1)
     three.ends(1, "ok")
-    assert three.dies(1) == [p.Announced("rank 1 died: killed by SIGKILL")]
-    assert three.ends(0) == [p.CellEnded(1, {1: "ok", 0: "ok"})]
+    assert three.dies(1) == [ev.Announced("rank 1 died: killed by SIGKILL")]
+    assert three.ends(0) == [ev.CellEnded(1, {1: "ok", 0: "ok"})]
 
 
 def test_a_rank_that_dies_beside_the_cell_is_announced_and_leaves_the_cell_alone(three: Desk) -> None:
     """No rank of the cell can wait for one that is not in it: nothing is broken."""
     three.run(0, 1)
-    assert three.dies(2) == [p.Announced("rank 2 died: killed by SIGKILL")]
+    assert three.dies(2) == [ev.Announced("rank 2 died: killed by SIGKILL")]
     assert three.after(60) == []
-    assert [*three.ends(0), *three.ends(1)] == [p.CellEnded(1, {0: "ok", 1: "ok"})]
+    assert [*three.ends(0), *three.ends(1)] == [ev.CellEnded(1, {0: "ok", 1: "ok"})]
 
 
 def test_a_pool_with_a_dead_rank_refuses_all_and_runs_on_the_living(three: Desk) -> None:
     """The refusal names the rank, why it died, and both ways on."""
-    assert three.dies(1, status=11) == [p.Announced("rank 1 died: killed by SIGSEGV")]
-    reason = only(three.run(0, 1, 2), p.CellRefused).reason
+    assert three.dies(1, status=11) == [ev.Announced("rank 1 died: killed by SIGSEGV")]
+    reason = only(three.run(0, 1, 2), ev.CellRefused).reason
     assert "rank 1 died: killed by SIGSEGV" in reason
     assert "ranks 0,2" in reason
     assert "%ddp restart" in reason
@@ -419,11 +420,11 @@ def test_a_cell_submitted_while_the_group_is_formed_waits_for_it(three: Desk) ->
         three.ends(rank, "ok", broken=True)
     assert three.pool.phase is p.Phase.FORMING
     assert three.run(0, 1, 2) == []
-    assert "forming" in only(three.run(0), p.CellRefused).reason
+    assert "forming" in only(three.run(0), ev.CellRefused).reason
     assert three.forms(0, 1) == []
     assert three.forms(2, generation=1) == []
     (sent,) = three.forms(2)
-    assert sent == p.SendToNodes((0, 1, 2), m.Tell([0, 1, 2], m.RunCell(2, "pass", False, (), 7)))
+    assert sent == ev.SendToNodes((0, 1, 2), m.Tell([0, 1, 2], m.RunCell(2, "pass", False, (), 7)))
 
 
 def test_a_cell_that_waits_is_refused_when_a_rank_of_it_dies(three: Desk) -> None:
@@ -432,8 +433,8 @@ def test_a_cell_that_waits_is_refused_when_a_rank_of_it_dies(three: Desk) -> Non
     three.ends(0, broken=True)
     three.run(0, 1, 2)
     died, refused = three.dies(1)
-    assert died == p.Announced("rank 1 died: killed by SIGKILL")
-    assert isinstance(refused, p.CellRefused)
+    assert died == ev.Announced("rank 1 died: killed by SIGKILL")
+    assert isinstance(refused, ev.CellRefused)
 
 
 def test_an_interrupt_takes_back_a_cell_that_waits(three: Desk) -> None:
@@ -441,7 +442,7 @@ def test_an_interrupt_takes_back_a_cell_that_waits(three: Desk) -> None:
     three.run(0)
     three.ends(0, broken=True)
     three.run(0, 1, 2)
-    assert three.interrupt() == [p.CellRefused(2, "interrupted before it began; nothing was run")]
+    assert three.interrupt() == [ev.CellRefused(2, "interrupted before it began; nothing was run")]
     assert three.forms(0, 1, 2) == []
 
 
@@ -453,7 +454,7 @@ def test_a_group_that_is_never_formed_is_announced_and_the_cell_goes_out(three: 
     three.forms(0, 2)
     effects = three.after(p.FORM_TIMEOUT_S)
     words = "rank 1 did not join the process group within 30 s; %ddp restart starts anew"
-    assert effects[0] == p.Announced(words)
+    assert effects[0] == ev.Announced(words)
     assert tells(effects, m.RunCell) == [0, 1, 2]
 
 
@@ -475,16 +476,16 @@ def test_the_second_press_breaks_at_once_and_the_third_kills(three: Desk) -> Non
     three.interrupt()
     three.ends(2, "interrupted")
     announced, *rest = three.interrupt()
-    assert announced == p.Announced(
+    assert announced == ev.Announced(
         "interrupt: ranks 0-1: breaking the process group; variables are kept"
     )
     assert rest == [breaks(1, 0, 1, 2), interrupts(0, 1)]
     assert three.interrupt() == [
-        p.Announced("interrupt: killing ranks 0-1; what only they hold is lost"),
+        ev.Announced("interrupt: killing ranks 0-1; what only they hold is lost"),
         kills(0, 1),
     ]
     three.dies(0)
-    ended = only(three.dies(1), p.CellEnded)
+    ended = only(three.dies(1), ev.CellEnded)
     assert ended.verdicts == {0: "died", 1: "died", 2: "interrupted"}
 
 
@@ -503,7 +504,7 @@ def test_blame_is_not_laid_where_the_user_interrupted(three: Desk) -> None:
     three.interrupt()
     three.interrupt()
     three.ends(0, "error", broken=True)
-    assert only(three.ends(1, "interrupted", broken=True), p.CellEnded).reasons == {}
+    assert only(three.ends(1, "interrupted", broken=True), ev.CellEnded).reasons == {}
 
 
 def test_a_rank_that_even_sigkill_does_not_end_ends_the_cell(three: Desk) -> None:
@@ -512,7 +513,7 @@ def test_a_rank_that_even_sigkill_does_not_end_ends_the_cell(three: Desk) -> Non
     for _ in range(3):
         three.interrupt()
     three.dies(0)
-    ended = only(three.after(p.KILL_TIMEOUT_S), p.CellEnded)
+    ended = only(three.after(p.KILL_TIMEOUT_S), ev.CellEnded)
     assert ended.verdicts == {0: "died", 1: "unknown"}
     assert ended.reasons == {1: "the system does not end its process 101"}
 
@@ -527,13 +528,13 @@ def test_an_interrupt_without_a_cell_does_nothing(three: Desk) -> None:
 
 def test_growing_keeps_the_old_ranks_and_asks_for_the_new_only(three: Desk) -> None:
     """Only the new rank is forked; all of them form a later generation of the new size."""
-    asked = only(three.resize(4), p.SendToNodes)
+    asked = only(three.resize(4), ev.SendToNodes)
     assert [place.rank for place in asked.message.places] == [3]
     three.forks(3)
     effects = three.connects(3)
     assert tells(effects, m.FormGroup) == [0, 1, 2, 3]
     assert {e.message.command.place.world_size for e in effects} == {4}
-    assert three.forms(0, 1, 2, 3) == [p.StartFinished()]
+    assert three.forms(0, 1, 2, 3) == [ev.StartFinished()]
     assert [three.pool.ranks[r].pid for r in range(4)] == [100, 101, 102, 103]
 
 
@@ -541,7 +542,7 @@ def test_growing_keeps_the_old_ranks_and_asks_for_the_new_only(three: Desk) -> N
 def test_a_resize_that_fails_keeps_the_old_ranks(three: Desk, fault: str) -> None:
     """Whatever became of the new rank, the old ones form a later generation and take cells."""
     three.resize(4)
-    effects: list[p.Effect] = []
+    effects: list[ev.Effect] = []
     if fault == "forkserver":
         effects = three.handle(m.PreloadFailed("it was killed"))
     else:
@@ -555,7 +556,7 @@ def test_a_resize_that_fails_keeps_the_old_ranks(three: Desk, fault: str) -> Non
     if fault == "group":
         three.connects(3)
         effects = three.fails_to_form(3)
-    assert only(effects, p.StartFinished).error
+    assert only(effects, ev.StartFinished).error
     assert (kills(3) in effects) == (fault in ("late", "interrupted", "group"))
     assert not any(e == kills(r) for r in range(3) for e in effects)
     assert tells(effects, m.FormGroup) == [0, 1, 2]
@@ -571,7 +572,7 @@ def test_a_resize_is_told_at_once_where_an_old_rank_has_died_in_it(three: Desk) 
     effects = three.dies(1)
     assert effects == [
         kills(3),
-        p.StartFinished("rank 1 ended before the pool was up: killed by SIGKILL"),
+        ev.StartFinished("rank 1 ended before the pool was up: killed by SIGKILL"),
     ]
     assert three.pool.phase is p.Phase.READY
     assert tells(three.run(0, 2), m.RunCell) == [0, 2]
@@ -583,7 +584,7 @@ def test_shrinking_lets_the_surplus_leave(three: Desk) -> None:
     assert tells(effects, m.EndWorker) == [2]
     assert tells(effects, m.FormGroup) == [0, 1]
     assert three.dies(2, 0) == []
-    assert three.forms(0, 1) == [p.StartFinished()]
+    assert three.forms(0, 1) == [ev.StartFinished()]
     assert three.pool.world_size == 2
 
 
@@ -597,9 +598,9 @@ def test_a_shrinking_that_fails_kills_nobody(three: Desk, fault: str) -> None:
         "interrupted": three.interrupt,
         "group": lambda: three.fails_to_form(0),
     }[fault]()
-    assert only(effects, p.StartFinished).error
+    assert only(effects, ev.StartFinished).error
     assert tells(effects, m.FormGroup) == [0, 1]
-    assert not [e for e in effects if isinstance(e, p.SendToNodes) and isinstance(e.message, m.SignalRanks)]
+    assert not [e for e in effects if isinstance(e, ev.SendToNodes) and isinstance(e.message, m.SignalRanks)]
     assert three.forms(0, 1) == []
     assert tells(three.run(0, 1), m.RunCell) == [0, 1]
 
@@ -623,9 +624,9 @@ def test_a_number_given_again_is_the_new_process(three: Desk) -> None:
     assert three.dies(2, pid=102) == []
     three.forks(2, pids=200)
     three.connects(2, pids=200)
-    assert three.forms(0, 1, 2) == [p.StartFinished()]
+    assert three.forms(0, 1, 2) == [ev.StartFinished()]
     assert three.pool.ranks[2].pid == 202
-    assert three.dies(2, pid=202) == [p.Announced("rank 2 died: killed by SIGKILL")]
+    assert three.dies(2, pid=202) == [ev.Announced("rank 2 died: killed by SIGKILL")]
 
 
 def test_a_number_given_again_before_the_first_was_born(three: Desk) -> None:
@@ -643,13 +644,13 @@ def test_a_number_given_again_before_the_first_was_born(three: Desk) -> None:
 def test_a_resize_of_a_pool_with_a_dead_rank_is_refused(three: Desk) -> None:
     """A restart comes first."""
     three.dies(0)
-    assert three.resize(4) == [p.StartFinished("rank 0 died; %ddp restart comes before a resize")]
+    assert three.resize(4) == [ev.StartFinished("rank 0 died; %ddp restart comes before a resize")]
 
 
 def test_a_resize_waits_for_nothing(three: Desk) -> None:
     """While a cell runs it is refused at once."""
     three.run(0)
-    error = only(three.resize(4), p.StartFinished).error
+    error = only(three.resize(4), ev.StartFinished).error
     assert error == "the pool is running; it can be resized when it is ready"
 
 
@@ -662,7 +663,7 @@ def test_a_stop_asks_then_kills_then_names_who_is_left(three: Desk) -> None:
     three.dies(0, 0)
     assert three.after(p.STOP_TIMEOUT_S) == [kills(1, 2)]
     three.dies(2)
-    assert three.after(p.KILL_TIMEOUT_S) == [p.StopFinished((101,))]
+    assert three.after(p.KILL_TIMEOUT_S) == [ev.StopFinished((101,))]
     assert three.pool.phase is p.Phase.STOPPED
 
 
@@ -670,7 +671,7 @@ def test_a_stop_gives_up_the_cell_that_runs_and_the_one_that_waits(three: Desk) 
     """Ranks without a reply have the verdict `unknown`; what waited is refused."""
     three.run(0, 1)
     three.ends(0)
-    ended = only(three.stop(), p.CellEnded)
+    ended = only(three.stop(), ev.CellEnded)
     assert ended.verdicts == {0: "ok", 1: "unknown"}
     assert ended.reasons == {1: "the pool was stopped"}
 
@@ -680,25 +681,25 @@ def test_each_stop_is_answered_once(three: Desk) -> None:
     three.stop()
     assert three.stop() == []
     effects = [e for rank in range(3) for e in three.dies(rank)]
-    assert effects == [p.StopFinished(), p.StopFinished()]
-    assert three.stop() == [p.StopFinished()]
+    assert effects == [ev.StopFinished(), ev.StopFinished()]
+    assert three.stop() == [ev.StopFinished()]
 
 
 def test_a_stop_of_a_pool_whose_ranks_are_all_dead(three: Desk) -> None:
     """There is nobody to ask and nothing to wait for."""
     for rank in range(3):
         three.dies(rank)
-    assert three.stop() == [p.StopFinished()]
+    assert three.stop() == [ev.StopFinished()]
 
 
 def test_a_lost_node_ends_the_cell_and_the_pool(three: Desk) -> None:
     """Each rank without a reply died with its node, whose last words are the reason."""
     three.run(0, 1)
     three.ends(1)
-    lost = p.NodeLost(0, "the node agent was killed by signal 9")
+    lost = ev.NodeLost(0, "the node agent was killed by signal 9")
     ended, announced = three.handle(lost)
-    assert ended == p.CellEnded(1, {1: "ok", 0: "died"}, (), {0: lost.reason})
-    assert announced == p.Announced(f"pool lost: {lost.reason}")
+    assert ended == ev.CellEnded(1, {1: "ok", 0: "died"}, (), {0: lost.reason})
+    assert announced == ev.Announced(f"pool lost: {lost.reason}")
     assert three.pool.phase is p.Phase.STOPPED
     assert three.handle(lost) == []
 
@@ -706,10 +707,10 @@ def test_a_lost_node_ends_the_cell_and_the_pool(three: Desk) -> None:
 def test_a_node_lost_while_starting_or_stopping_is_the_answer(desk: Desk) -> None:
     """Who waits for the pool to come or go hears of it."""
     desk.start(1)
-    assert desk.handle(p.NodeLost(0, "gone")) == [p.StartFinished("gone")]
+    assert desk.handle(ev.NodeLost(0, "gone")) == [ev.StartFinished("gone")]
     desk.come_up(1)
     desk.stop()
-    assert desk.handle(p.NodeLost(0, "gone")) == [p.StopFinished()]
+    assert desk.handle(ev.NodeLost(0, "gone")) == [ev.StopFinished()]
 
 
 def test_the_next_pool_counts_generations_on(desk: Desk) -> None:
@@ -722,10 +723,10 @@ def test_the_next_pool_counts_generations_on(desk: Desk) -> None:
     desk.connects(0, pids=200)
     assert desk.pool.generation == 2
     assert desk.forms(0, generation=1) == []
-    assert desk.forms(0) == [p.StartFinished()]
+    assert desk.forms(0) == [ev.StartFinished()]
 
 
 def test_an_early_tick_does_nothing(three: Desk) -> None:
     """Only the time that `next_deadline` names counts."""
     three.stop()
-    assert three.handle(p.Ticked()) == []
+    assert three.handle(ev.Ticked()) == []

@@ -3,8 +3,9 @@
 import pytest
 
 from jupyter_ddp.core.messages import CellError, Stream
-from jupyter_ddp.core.record import RankSnapshot, Snapshot, Verdict
+from jupyter_ddp.core.record import RankSnapshot, Snapshot
 from jupyter_ddp.core.transcript import Rich, Segment, Text
+from jupyter_ddp.core.verdicts import Verdict
 from jupyter_ddp.view.grouping import groups, notices
 from jupyter_ddp.view.wording import strip_of, title
 

@@ -1,0 +1,117 @@
+"""What the pool's machine is told (events, in the past tense) and what it asks for (effects).
+
+Messages from agents and ranks are events as they are. Both unions are closed.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.topology import Plan
+from jupyter_ddp.core.verdicts import Verdict
+
+# --- events: what happened ----------------------------------------------------------------------
+
+
+class StartRequested(Struct, frozen=True):
+    plan: Plan
+    surroundings: m.Surroundings
+
+
+class CellRequested(Struct, frozen=True):
+    cell: int
+    targets: tuple[int, ...]
+    source: str
+    awaits: bool
+    count: int
+
+
+class ResizeRequested(Struct, frozen=True):
+    plan: Plan
+    surroundings: m.Surroundings
+
+
+class InterruptRequested(Struct, frozen=True):
+    pass
+
+
+class StopRequested(Struct, frozen=True):
+    pass
+
+
+class NodeLost(Struct, frozen=True):
+    """The connection to a node agent ended: none of its ranks can be reached."""
+
+    node_rank: int
+    reason: str
+
+
+class Ticked(Struct, frozen=True):
+    """The time that `next_deadline` named has come."""
+
+
+Event = (
+    StartRequested
+    | CellRequested
+    | ResizeRequested
+    | InterruptRequested
+    | StopRequested
+    | NodeLost
+    | Ticked
+    | m.PreloadFailed
+    | m.WorkerForked
+    | m.WorkerConnected
+    | m.GroupFormed
+    | m.GroupFailed
+    | m.WorkerExited
+    | m.CellFinished
+)
+
+
+# --- effects: what to do ------------------------------------------------------------------------
+
+
+class SendToNodes(Struct, frozen=True):
+    """Send this to the agents of the nodes that these ranks are on."""
+
+    ranks: tuple[int, ...]
+    message: m.KernelToNode
+
+
+class StartFinished(Struct, frozen=True):
+    """The pool stands, or (`error`) it does not and nothing of it is left."""
+
+    error: str = ""
+
+
+class CellEnded(Struct, frozen=True):
+    """The cell has a verdict on each of its ranks. `deaths` are the ranks that died in it."""
+
+    cell: int
+    verdicts: dict[int, Verdict]
+    deaths: tuple[m.WorkerExited, ...] = ()
+    reasons: dict[int, str] = {}
+    """Words for a verdict that the rank itself did not give: {0: "blocked by rank 1"}."""
+
+
+class CellRefused(Struct, frozen=True):
+    """The cell ran nowhere."""
+
+    cell: int
+    reason: str
+
+
+class StopFinished(Struct, frozen=True):
+    """No process of the pool is left, but for the `unkillable` ones (PIDs)."""
+
+    unkillable: tuple[int, ...] = ()
+
+
+class Announced(Struct, frozen=True):
+    """One line about what the pool does to the user's ranks, before it is done."""
+
+    text: str
+
+
+Effect = SendToNodes | StartFinished | CellEnded | CellRefused | StopFinished | Announced

@@ -1,0 +1,39 @@
+"""A cell that runs: whom it waits for, how it has ended elsewhere, and how far an interrupt went."""
+
+from __future__ import annotations
+
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.events import CellEnded
+from jupyter_ddp.core.topology import named
+from jupyter_ddp.core.verdicts import Verdict
+
+
+class RunningCell:
+    def __init__(self, cell: int, targets: tuple[int, ...]) -> None:
+        self.cell = cell
+        self.waiting = set(targets)
+        self.verdicts: dict[int, Verdict] = {}
+        self.deaths: list[m.WorkerExited] = []
+        self.reasons: dict[int, str] = {}
+        self.targets = targets
+        self.presses = 0
+        """How often the user asked to interrupt it."""
+        self.break_sent = self.kill_sent = False
+        self.group_broken = False
+        self._blocked: set[int] = set()
+
+    def end(self, rank: int, verdict: Verdict, reason: str = "", blocked: bool = False) -> None:
+        self.waiting.discard(rank)
+        self.verdicts[rank] = verdict
+        if reason:
+            self.reasons[rank] = reason
+        if blocked:
+            self._blocked.add(rank)
+
+    def ended(self) -> CellEnded:
+        """The blame goes to the ranks that failed of themselves, not to those that waited for them."""
+        culprits = sorted(r for r, v in self.verdicts.items() if v in ("error", "died"))
+        if culprits and not self.presses:
+            for rank in self._blocked:
+                self.reasons[rank] = f"blocked by {named(culprits, '-')}"
+        return CellEnded(self.cell, self.verdicts, tuple(self.deaths), self.reasons)
