@@ -186,6 +186,8 @@ class Pool:
             gone.pid = event.pid
         elif (state := self.ranks.get(event.rank)) is not None and not state.pid:
             state.pid = event.pid
+            if self.phase is Phase.STOPPING and self._kill_sent:  # born after the order to end it
+                return [_signal([event.rank], signal.SIGKILL, group=True)]
         return []
 
     def _connected(self, event: m.WorkerConnected) -> list[Effect]:
@@ -354,10 +356,10 @@ class Pool:
     # -- resizing --------------------------------------------------------------------------------
 
     def _resize(self, event: ResizeRequested, now: float) -> list[Effect]:
-        if self.dead:
-            return [StartFinished(f"{named(self.dead, '-')} died; %ddp restart comes before a resize")]
         if self.phase is not Phase.READY or self.plan is None:
             return [StartFinished(f"the pool is {self.phase.value}; it can be resized when it is ready")]
+        if self.dead:
+            return [StartFinished(f"{named(self.dead, '-')} died; %ddp restart comes before a resize")]
         old, places = self.ranks, {place.rank: place for place in event.plan.places}
         new = [place for rank, place in places.items() if rank not in old]
         surplus = tuple(rank for rank in old if rank not in places)

@@ -268,10 +268,10 @@ def _snapshot(r: RankRecord) -> RankSnapshot:
 
 
 def _first_line(r: RankRecord) -> str:
-    if r.verdict == "interrupted" and r.death:
-        return r.death
+    line = f" (line {r.error.line})" if r.error is not None and r.error.line else ""
+    if r.verdict == "interrupted":
+        return r.death or f"interrupted{line}"
     if r.error is not None:
-        line = f" (line {r.error.line})" if r.error.line else ""
         first = next(iter(strip(r.error.evalue).strip().splitlines()), "")
         words = f"{strip(r.error.ename)}: {first}" if first else strip(r.error.ename)
         return words[:300] + line

@@ -180,7 +180,7 @@ class Cluster:
         devices: Sequence[int] | None = None,
         on_progress: Callable[[float, list[RankStatus]], None] | None = None,
     ) -> str:
-        """Start the pool and form its group; say in one line what was chosen, "" for plain NCCL.
+        """Start the pool and form its group; say in one line what was chosen, and why if it is not NCCL.
 
         `on_progress(seconds, ranks)` is called a few times a second meanwhile.
 
@@ -353,6 +353,7 @@ class Cluster:
         """Add or end ranks. Those that stay keep their variables; the group is formed again."""
         if self._pool.phase is p.Phase.STOPPED:
             return self.start(n)
+        self._wait_interruptibly(self._is_formed, p.FORM_TIMEOUT_S)
         plan = self._plan(n, self._backend, self._devices)
         if n != self._pool.world_size:
             self._come_up(ev.ResizeRequested(plan, self._surroundings(plan)))
@@ -369,6 +370,13 @@ class Cluster:
         if magics is None:
             raise UsageError("activate: there are no magics to use it; %load_ext jupyter_ddp comes first")
         magics.cluster = self
+
+    def _is_formed(self, timeout_s: float) -> bool:
+        """Wait until no group is being formed; True when that is so."""
+        deadline = time.monotonic() + timeout_s
+        while self._pool.phase is p.Phase.FORMING and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self._pool.phase is not p.Phase.FORMING
 
     def close(self) -> None:
         """End everything: ranks, the process they are forked from, the rendezvous."""
@@ -549,9 +557,8 @@ def _version_error(ready: m.NodeReady) -> str:
 
 
 def _choice(plan: Plan) -> str:
-    """What was chosen, where the user may wonder why."""
-    if not plan.reason:
-        return ""
+    """What a pool is, and why its backend is not NCCL where it is not."""
     kinds = sorted({place.device.partition(":")[0] for place in plan.places})
     n = len(plan.places)
-    return f"{n} rank{'s' if n != 1 else ''} on {'/'.join(kinds)}, {plan.backend} ({plan.reason})"
+    reason = f" ({plan.reason})" if plan.reason else ""
+    return f"{n} rank{'s' if n != 1 else ''} on {'/'.join(kinds)}, {plan.backend}{reason}"

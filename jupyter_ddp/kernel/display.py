@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from IPython.display import DisplayHandle, clear_output, display
+from IPython.display import DisplayHandle, display
 
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.view.bundle import bundle
@@ -41,23 +41,32 @@ class CellDisplay:
 
 
 class StartDisplay:
-    """One line while a pool starts, gone when it has started."""
+    """One line while a pool starts, and in its place what was chosen."""
 
     def __init__(self, live: bool) -> None:
         self._live = live
+        self._handle: DisplayHandle | None = None
         self._shown = ""
 
     def show(self, seconds: float, ranks: Sequence[RankLine]) -> None:
         """Called a few times a second."""
-        text = progress_text(seconds, ranks)
-        if not self._live or text == self._shown:
-            return
-        if self._shown:
-            clear_output(wait=True)
-        self._shown = text
-        print(text)  # noqa: T201  # this is what the user sees
+        if self._live:
+            self._put(progress_text(seconds, ranks))
 
-    def clear(self) -> None:
-        """What comes next stands where the line was."""
-        if self._shown:
-            clear_output(wait=False)
+    def end(self, choice: str) -> None:
+        """The pool stands. What stays is the same whether it was watched or not."""
+        self._put(choice)
+
+    def fail(self) -> None:
+        """The error says why; the line only that nothing goes on any more."""
+        if self._handle is not None:
+            self._put("the pool did not start")
+
+    def _put(self, text: str) -> None:
+        if text == self._shown:
+            return
+        self._shown, page = text, {"text/plain": text}
+        if self._handle is not None:
+            self._handle.update(page, raw=True)
+        else:
+            self._handle = display(page, raw=True, display_id=True)

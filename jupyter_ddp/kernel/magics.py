@@ -163,14 +163,15 @@ class DDPMagics(Magics):
             self._ensure_pool(CellOptions(pool))
 
     def _start(self, pool: PoolOptions) -> None:
-        progress = StartDisplay(self._is_live())
+        line = StartDisplay(self._is_live())
         try:
             choice = self.cluster.start(
-                pool.n, backend=pool.backend, devices=pool.devices, on_progress=progress.show
+                pool.n, backend=pool.backend, devices=pool.devices, on_progress=line.show
             )
-        finally:
-            progress.clear()
-        self._say(choice)
+        except BaseException:
+            line.fail()
+            raise
+        line.end(choice)
 
     def _say(self, text: str) -> None:
         if text:

@@ -70,7 +70,8 @@ class LocalNode:
         self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - _STDERR_BYTES))
         words = self._stderr.read().decode("utf-8", "replace").strip()
         how = f"was killed by signal {-status}" if status < 0 else f"exited with code {status}"
-        return f"the node agent {how}" + (f"\n{words}" if words else "")
+        last = words.rpartition("\n")[2]
+        return f"the node agent {how}" + (f": {last}" if last else "") + "; %ddp restart starts anew"
 
     def close(self, timeout_s: float = 3.0) -> None:
         """End the agent, which ends its ranks; kill it if it has not ended in time."""

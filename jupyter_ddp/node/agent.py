@@ -250,11 +250,11 @@ class Agent:
         return on_cells
 
     def _listen(self, process: RankProcess) -> bool:
-        """Take what a rank has sent; False when there was nothing."""
+        """Take what a rank has sent, if anything; False at the end of what it will ever send."""
         data = process.receive()
-        for message, body in process.messages(data):
+        for message, body in process.messages(data or b""):
             self._heard(process, message, body)
-        return bool(data)
+        return data != b""
 
     def _heard(self, process: RankProcess, message: m.RankMessage, body: bytes) -> None:
         """Relay what a rank says; what its cell wrote to fd 1 and 2 goes before the cell's end."""

@@ -100,11 +100,13 @@ class RankProcess:
         except (BlockingIOError, ConnectionError):
             pass  # it ended, or holds the GIL and has thousands of commands waiting already
 
-    def receive(self) -> bytes:
-        """Bytes that the rank has sent; none when there are none now, or no more will come."""
+    def receive(self) -> bytes | None:
+        """Bytes that the rank has sent; None when there are none now, b"" when no more will come."""
         try:
             return self.cells.recv(_READ_BYTES)
-        except (BlockingIOError, ConnectionError):
+        except BlockingIOError:
+            return None
+        except ConnectionError:
             return b""
 
     def messages(self, data: bytes) -> Iterator[tuple[m.RankMessage, bytes]]:

@@ -65,10 +65,16 @@ class Shown(NamedTuple):
     def failed(self) -> bool:
         return self.group.shown.verdict not in ("ok", None)
 
+    @property
+    def blocked(self) -> bool:
+        """The ranks did nothing wrong: they were freed from waiting for one that failed."""
+        return self.group.shown.verdict == "interrupted" and bool(self.group.shown.death)
+
 
 def shown(snapshot: Snapshot) -> list[Shown]:
-    """All there is to show, by group."""
-    return [Shown(group, list(_blocks(group))) for group in groups(snapshot)]
+    """All there is to show, by group; those that waited for a failed rank after it."""
+    found = [Shown(group, list(_blocks(group))) for group in groups(snapshot)]
+    return sorted(found, key=lambda one: one.blocked)
 
 
 def _blocks(group: Group) -> Iterator[Block]:
@@ -78,10 +84,10 @@ def _blocks(group: Group) -> Iterator[Block]:
         if (block := _block(segment)) is not None:
             anything = True
             yield block
-    if rank.error is not None:
+    if rank.error is not None and rank.verdict != "interrupted":
         anything = True
         yield Lines("traceback", _traceback(rank.error))
-    if rank.verdict == "died" or (rank.death and anything):
+    if rank.verdict == "died" or (rank.death and anything and rank.verdict != "interrupted"):
         yield Lines("cause", wording.cause(group))
 
 

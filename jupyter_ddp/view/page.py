@@ -54,11 +54,11 @@ _TEMPLATE = """\
 {%- if chips %}
 <p class="jupyter-ddp-strip"{{ style.strip }}>
 {%- for chip in chips %}{{ " " if not loop.first }}<span title="{{ words[chip.verdict] }}"
-{{- style.failed if chip.verdict not in ("ok", none) else style.chip }}>{{ chip }}</span>{% endfor %}</p>
+{{- style.failed if chip.verdict in FAILURES else style.chip }}>{{ chip }}</span>{% endfor %}</p>
 {%- endif %}
 {%- for one in page.shown %}
 {%- if not one.quiet %}
-<details open{{ style.failure if one.failed else style.group }}>
+<details open{{ style.failure if one.failed and not one.blocked else style.group }}>
 {{- "" }}<summary{{ style.summary }}>{{ title(one.group) }}</summary>
 {%- for block in one.blocks %}
 {% if block.kind in ("image", "html", "latex", "markdown") %}{{ drawn(block) }}
@@ -161,6 +161,7 @@ def _environment() -> Environment:
         gap=wording.gap,
         hidden=wording.hidden,
         words=wording.WORDS,
+        FAILURES=("error", "died", "unknown"),
         newline_again=lambda text: "\n" if text.startswith("\n") else "",  # <pre> drops a first one
         quiet=lambda ranks, what: f"{named(ranks)} · {what}",
     )

@@ -81,21 +81,30 @@ def numbers(ranks: list[int]) -> str:
 
 def title(group: Group) -> str:
     """A group's heading: "rank 2 · ZeroDivisionError", "ranks 0–3 · identical"."""
-    parts = [named(group.ranks)]
-    if group.shown.error is not None:
-        parts.append(one_line(group.shown.error.ename, 80) or "error")
-    elif group.shown.verdict not in ("ok", None):
-        parts.append(WORDS[group.shown.verdict])
+    parts, shown = [named(group.ranks)], group.shown
+    if shown.verdict == "interrupted":
+        parts.append(one_line(shown.death) or f"interrupted{_at_line(group)}")
+    elif shown.error is not None:
+        parts.append(one_line(shown.error.ename, 80) or "error")
+    elif shown.verdict not in ("ok", None):
+        parts.append(WORDS[shown.verdict])
     if len(group.ranks) > 1:
         parts.append("identical where shown" if group.has_gap else "identical")
     return " · ".join(parts)
 
 
+def _at_line(group: Group) -> str:
+    error = group.shown.error
+    return f" (line {error.line})" if error is not None and error.line else ""
+
+
 def state(group: Group) -> str:
-    """What to say of a group that shows nothing: "interrupted: blocked by rank 2"."""
+    """What to say of a group that shows nothing: "interrupted (line 4)", "blocked by rank 2"."""
     if group.shown.verdict == "ok":
         return "no output"
     why = one_line(group.shown.death)
+    if group.shown.verdict == "interrupted":
+        return why or f"interrupted{_at_line(group)}"
     return WORDS[group.shown.verdict] + (f": {why}" if why else "")
 
 

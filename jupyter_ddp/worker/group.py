@@ -22,6 +22,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its stub
 from torch.distributed import distributed_c10d as c10d
 
 from jupyter_ddp.core import messages as m
+from jupyter_ddp.worker.carry_over import carry_over, note_groups
 
 COLLECTIVE_TIMEOUT = timedelta(days=7)
 """A user at a breakpoint is no fault: waits are bounded by the pool, not by torch."""
@@ -70,6 +71,7 @@ class Group:
     def form(self, order: m.FormGroup) -> float:
         """Join the group of this generation; seconds it took. Raises what torch raises."""
         started = time.monotonic()
+        old = note_groups()
         self.leave()
         self.generation, self.backend = order.generation, order.backend
         self.rank, self.world_size = order.place.rank, order.place.world_size
@@ -89,6 +91,8 @@ class Group:
             timeout=COLLECTIVE_TIMEOUT,
             **options,
         )
+        if order.generation > 1:  # all ranks take part, those that are new too
+            carry_over(old, self.rank, self.world_size, store, COLLECTIVE_TIMEOUT)
         self.broken = False
         return time.monotonic() - started
 

@@ -32,6 +32,7 @@ from jupyter_ddp.worker.partial_world import PartialWorlds
 from jupyter_ddp.worker.shell import RankShell
 from jupyter_ddp.worker.streams import Streams
 from jupyter_ddp.worker.surroundings import apply_surroundings, torchrun_environ
+from jupyter_ddp.worker.tracebacks import cell_line
 
 _PR_SET_PDEATHSIG = 1
 
@@ -200,11 +201,12 @@ class Worker:
         try:
             with self._gate.opened():
                 error = self._run_members(order)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             self._gate.close()
+            line = cell_line(stop.__traceback__, self._shell.is_cell_file)
             # Its traceback holds what the cell was in the middle of: a DataLoader's workers, say.
             self._shell.forget_last_error()
-            return "interrupted", None
+            return "interrupted", m.CellError("KeyboardInterrupt", "", line, [])
         if error is None:
             return "ok", None
         if error.ename == "SystemExit":

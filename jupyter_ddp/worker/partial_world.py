@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from jupyter_ddp.core.topology import named
+from jupyter_ddp.worker.carry_over import OURS
 
 
 class PartOfTheWorld(dist.ProcessGroup):
@@ -95,7 +96,7 @@ class PartialWorlds:
         )
         for table in tables:
             table[stand_in] = table[world]
-        state.pg_names[stand_in] = f"{_NAME}stand-in"  # type: ignore[assignment]  # a NewType of str
+        state.pg_names[stand_in] = f"{OURS}stand-in"  # type: ignore[assignment]  # a NewType of str
         c10d._update_default_pg(stand_in)
         new_groups = [(module, module.new_group) for module in (dist, c10d)]
         for module, real in new_groups:
@@ -126,7 +127,6 @@ def _checked(new_group: Callable[..., Any], members: tuple[int, ...]) -> Callabl
     return checked
 
 
-_NAME = "jupyter_ddp "
 _real_group_name = c10d._process_group_name
 
 
@@ -135,7 +135,7 @@ def _form(members: tuple[int, ...], generation: int) -> dist.ProcessGroup:
 
     torch's own name for it counts the groups that a rank is in, which differs from rank to rank here.
     """
-    name = f"{_NAME}{generation} " + ",".join(map(str, members))
+    name = f"{OURS}{generation} " + ",".join(map(str, members))
     c10d._process_group_name = lambda *_, **__: c10d.GroupName(name)
     try:
         made = dist.new_group(list(members), use_local_synchronization=True)
@@ -147,6 +147,6 @@ def _form(members: tuple[int, ...], generation: int) -> dist.ProcessGroup:
 
 def _hashed_name(ranks: Sequence[int]) -> str:
     """As torch names a group formed by its members alone, not counting ours, which not all ranks have."""
-    others = sum(not str(name).startswith(_NAME) for name in c10d._world.pg_names.values())
+    others = sum(not str(name).startswith(OURS) for name in c10d._world.pg_names.values())
     text = "_".join([*map(str, ranks), str(others)])
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

@@ -26,7 +26,7 @@ def user_traceback(
         kept.append((cause, cause.__traceback__))
         cause.__traceback__ = _trim(cause.__traceback__, is_cell_file)
     try:
-        yield _trim(tb, is_cell_file), _line(tb, is_cell_file)
+        yield _trim(tb, is_cell_file), cell_line(tb, is_cell_file)
     finally:
         for cause, whole in kept:
             cause.__traceback__ = whole
@@ -71,6 +71,7 @@ def _is_ours(frame: TracebackType) -> bool:
     return frame.tb_frame.f_code.co_filename.startswith(_OURS)
 
 
-def _line(tb: TracebackType | None, is_cell_file: Callable[[str], bool]) -> int:
+def cell_line(tb: TracebackType | None, is_cell_file: Callable[[str], bool]) -> int:
+    """The innermost line of a cell in a traceback; 0 if there is none."""
     lines = [f.tb_lineno for f in _frames(tb) if is_cell_file(f.tb_frame.f_code.co_filename)]
     return lines[-1] if lines else 0

@@ -67,7 +67,7 @@ def assert_static(cell: nbformat.NotebookNode) -> None:
     for output in cell.outputs:
         assert output.output_type in ("stream", "display_data", "error"), output
         if output.output_type == "display_data":
-            assert set(output.data) == {"text/plain", "text/html"}
+            assert {"text/plain"} <= set(output.data) <= {"text/plain", "text/html"}
             assert output.metadata == {}
 
 

@@ -18,11 +18,21 @@ def _event_loop_of_jupyter_client() -> None:
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[NotebookKernel]:
+def kernel(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[NotebookKernel]:
     """A notebook kernel with a pool, shared by the module's tests."""
     with NotebookKernel(tmp_path_factory.mktemp("notebook")) as kernel:
         kernel.start_pool(getattr(request.module, "RANKS", 2))
         yield kernel
+
+
+@pytest.fixture(autouse=True)
+def _earlier_cells_have_ended(request: pytest.FixtureRequest) -> None:
+    """A cell that hangs fails its own test; the module's other tests do not wait for it each in turn."""
+    if "kernel" in request.fixturenames:
+        stuck = request.getfixturevalue("kernel").unfinished
+        assert not stuck, f"an earlier test's cell has not ended: {stuck}"
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def tagged(tag: str) -> list[int]:
 
 
 def process_state(pid: int) -> str:
-    """"R", "S", "T", "Z", … as /proc has it; "" for a process that is gone."""
+    """ "R", "S", "T", "Z", … as /proc has it; "" for a process that is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -196,6 +196,11 @@ class NotebookKernel:
     def log(self) -> str:
         """What the kernel process itself wrote to its stdout and stderr."""
         return (self.folder / ".kernel.log").read_text(errors="replace")
+
+    @property
+    def unfinished(self) -> list[Cell]:
+        """Cells that were sent and have not ended."""
+        return [cell for cell in self._cells.values() if not cell.done]
 
     # -- cells -----------------------------------------------------------------------------------
 
@@ -383,7 +388,12 @@ def run_script(folder: Path, source: str, timeout_s: float = 60.0) -> str:
     path = folder / "script.py"
     path.write_text(source)
     done = subprocess.run(
-        [sys.executable, str(path)], cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False
+        [sys.executable, str(path)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -141,7 +141,9 @@ def test_check_false(nb: NotebookKernel) -> None:
     """`check=False` gives the record of a failed cell instead of raising."""
     nb.good("c = get_ipython().magics_manager.registry['DDPMagics'].cluster\nr = c.run('1 / 0', check=False)")
     assert nb.evaluate("[x.error.ename for x in r]") == ["ZeroDivisionError"] * 2
-    assert nb.bad("c.run('1 / 0')").error == "RankError: ranks 0-1: ZeroDivisionError: division by zero (line 1)"
+    assert (
+        nb.bad("c.run('1 / 0')").error == "RankError: ranks 0-1: ZeroDivisionError: division by zero (line 1)"
+    )
 
 
 def test_targets_of_run(nb: NotebookKernel) -> None:
@@ -157,7 +159,7 @@ def test_on_news(nb: NotebookKernel) -> None:
     """`on_news` hears of output while the cell runs, and once at its end."""
     nb.good(
         "c = get_ipython().magics_manager.registry['DDPMagics'].cluster\nheard = []\n"
-        "code = \"import time\\nfor i in range(4):\\n    print(i)\\n    time.sleep(0.15)\"\n"
+        'code = "import time\\nfor i in range(4):\\n    print(i)\\n    time.sleep(0.15)"\n'
         "c.run(code, on_news=lambda record, done: heard.append((record[0].stdout, done)))"
     )
     heard = nb.evaluate("heard")
@@ -173,7 +175,8 @@ def test_threads(nb: NotebookKernel, n: int) -> None:
         "import threading\nfrom jupyter_ddp import PoolError\n"
         "c = get_ipython().magics_manager.registry['DDPMagics'].cluster\n"
         f"barrier, told = threading.Barrier({n}), []\n"
-        "def work():\n    barrier.wait()\n    try:\n        c.run('import time; time.sleep(0.5)')\n        told.append('ran')\n"
+        "def work():\n    barrier.wait()\n    try:\n"
+        "        c.run('import time; time.sleep(0.5)')\n        told.append('ran')\n"
         "    except PoolError as error:\n        told.append(str(error))\n"
         f"threads = [threading.Thread(target=work, daemon=True) for _ in range({n})]\n"
         "for t in threads: t.start()\nfor t in threads: t.join(10)"
@@ -187,7 +190,9 @@ def test_threads(nb: NotebookKernel, n: int) -> None:
 
 def test_start_twice(nb: NotebookKernel) -> None:
     """start() on a running pool fails in one line that says what to do instead."""
-    assert "%ddp restart" in nb.bad("get_ipython().magics_manager.registry['DDPMagics'].cluster.start(2)").error
+    assert (
+        "%ddp restart" in nb.bad("get_ipython().magics_manager.registry['DDPMagics'].cluster.start(2)").error
+    )
 
 
 def test_backend_and_devices_are_kept(fresh: Callable[..., NotebookKernel]) -> None:

@@ -18,7 +18,10 @@ def _pool_untouched(kernel: NotebookKernel) -> Iterator[None]:
     before = kernel.rank_pids()
     yield
     assert kernel.rank_pids() == before
-    assert kernel.ranks("t = torch.ones(1); dist.all_reduce(t); (t.item(), 'ran' in globals())").values == [(2.0, False)] * 2
+    assert (
+        kernel.ranks("t = torch.ones(1); dist.all_reduce(t); (t.item(), 'ran' in globals())").values
+        == [(2.0, False)] * 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,9 +59,22 @@ def test_bad_options(kernel: NotebookKernel, line: str, named: str) -> None:
     assert len(cell.error) < 300
 
 
-@pytest.mark.parametrize("command", ["%ddp nonsense", "%ddp resize", "%ddp resize x", "%ddp resize 0", "%ddp start -n 3",
-                                     "%ddp start -n x", "%ddp restart --bad", "%ddp stop now", "%%rank\nran = True",
-                                     "%%rank -t 0\nran = True", "%%rank 9\nran = True"])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [
+        "%ddp nonsense",
+        "%ddp resize",
+        "%ddp resize x",
+        "%ddp resize 0",
+        "%ddp start -n 3",
+        "%ddp start -n x",
+        "%ddp restart --bad",
+        "%ddp stop now",
+        "%%rank\nran = True",
+        "%%rank -t 0\nran = True",
+        "%%rank 9\nran = True",
+    ],
+)
 def test_bad_commands(kernel: NotebookKernel, command: str) -> None:
     """So is a bad `%ddp` command or `%%rank`."""
     cell = kernel.bad(command)
@@ -110,7 +126,7 @@ def test_help(kernel: NotebookKernel) -> None:
 
 
 def test_a_start_that_fails(kernel: NotebookKernel, fresh: Callable[..., NotebookKernel]) -> None:
-    """A pool that cannot import what it preloads: one line that names the module and what to do, and no process left."""
+    """A pool that cannot import what it preloads: one line that names the module, and no process left."""
     other = fresh()
     other.good("from jupyter_ddp import Cluster\nc = Cluster(2, preload=['no_such_module'])")
     for code in ("c.start()", "c.run('1')"):
@@ -125,7 +141,13 @@ def test_before_a_start_without_a_pool(kernel: NotebookKernel, fresh: Callable[.
     """Bad input before any pool starts none, and the first good cell works."""
     other = fresh()
     other.good("%load_ext jupyter_ddp")
-    for code in ("%%ddp -n 0\n1", "%%ddp -n 1000\n1", "%%ddp -n 2 --oops\n1", "%%ddp -n 2\n1 +", "%%ddp -n 2\n"):
+    for code in (
+        "%%ddp -n 0\n1",
+        "%%ddp -n 1000\n1",
+        "%%ddp -n 2 --oops\n1",
+        "%%ddp -n 2\n1 +",
+        "%%ddp -n 2\n",
+    ):
         other.bad(code)
     assert "no pool" in other.good("%ddp status").text
     other.bad("%ddp resize 0")

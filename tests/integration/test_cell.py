@@ -16,9 +16,14 @@ RANKS = 4
 
 def test_top_level_await(nb: NotebookKernel) -> None:
     """`await` works at the top of a cell, in `async for` too, and the loop's tasks live on."""
-    nb.ranks("import asyncio\nasync def later(x):\n    await asyncio.sleep(0)\n    return x\ntask = await later(later(rank))")
+    nb.ranks(
+        "import asyncio\nasync def later(x):\n    await asyncio.sleep(0)\n    return x\n"
+        "task = await later(later(rank))"
+    )
     assert nb.ranks("await task").values == [0, 1, 2, 3]
-    found = nb.ranks("async def count():\n    for i in range(3):\n        yield i\n[i async for i in count()]").values
+    found = nb.ranks(
+        "async def count():\n    for i in range(3):\n        yield i\n[i async for i in count()]"
+    ).values
     assert found == [[0, 1, 2]] * 4
     assert nb.ranks("sum(await asyncio.gather(later(1), later(2)))").values == [3] * 4
 
@@ -97,7 +102,7 @@ def test_a_variable_named_like_ours(nb: NotebookKernel) -> None:
 
 
 def test_traceback_has_the_notebooks_line_numbers(nb: NotebookKernel) -> None:
-    """Lines count from the top of the notebook's cell, `%%ddp` included, and the source stands beside them."""
+    """Lines count from the top of the notebook's cell, `%%ddp` included, with the source beside them."""
     ranks = nb.ranks("x = 1\ny = 0\nx / y  # here", ok=False)
     assert ranks.all("error") == [("ZeroDivisionError", "division by zero", 4)] * 4
     for text in ranks.tracebacks():
@@ -130,7 +135,10 @@ def test_frames_of_a_module_beside_the_notebook(nb: NotebookKernel) -> None:
 
 def test_chained_exceptions(nb: NotebookKernel) -> None:
     """`raise … from` shows both, each with its own lines and without our frames."""
-    code = "def first():\n    {}['key']\ntry:\n    first()\nexcept KeyError as error:\n    raise RuntimeError('second') from error"
+    code = (
+        "def first():\n    {}['key']\ntry:\n    first()\nexcept KeyError as error:\n"
+        "    raise RuntimeError('second') from error"
+    )
     ranks = nb.ranks(code, ok=False)
     assert ranks.all("error") == [("RuntimeError", "second", 7)] * 4
     for text in ranks.tracebacks():
@@ -181,7 +189,10 @@ def test_hostile_repr_and_str(nb: NotebookKernel) -> None:
 
 def test_a_failed_cells_memory_is_freed(nb: NotebookKernel) -> None:
     """What the frames of a failed cell held is gone when the next cell runs."""
-    code = "import weakref, gc\ndef f():\n    big = torch.zeros(10)\n    global seen\n    seen = weakref.ref(big)\n    1 / 0\nf()"
+    code = (
+        "import weakref, gc\ndef f():\n    big = torch.zeros(10)\n    global seen\n"
+        "    seen = weakref.ref(big)\n    1 / 0\nf()"
+    )
     nb.ranks(code, ok=False)
     assert nb.ranks("gc.collect()\nseen() is None").values == [True] * 4
 
@@ -198,7 +209,9 @@ def test_targets(nb: NotebookKernel, targets: str, members: list[int]) -> None:
     ranks = nb.ranks("t = torch.tensor([rank])\nrank", f"-t {targets}")
     assert ranks.all("rank") == members
     if len(members) < 4:
-        ranks = nb.ranks("dist.all_reduce(t, group=group)\n(t.item(), dist.get_world_size(group))", f"-t {targets}")
+        ranks = nb.ranks(
+            "dist.all_reduce(t, group=group)\n(t.item(), dist.get_world_size(group))", f"-t {targets}"
+        )
         assert ranks.values == [(sum(members), len(members))] * len(members)
 
 
@@ -237,13 +250,18 @@ def test_a_world_collective_on_some_ranks_raises_at_once(nb: NotebookKernel, cal
     ranks = nb.ranks(call, "-t 0,2", timeout_s=20, ok=False)
     assert ranks.cell.status == "error"
     assert ranks.cell.execution_s < 4  # rather than after a rank's failure, 5 s, or never
-    assert all("this cell runs on ranks 0,2 only" in error[1] for error in ranks.all("error")), ranks.all("error")
+    assert all("this cell runs on ranks 0,2 only" in error[1] for error in ranks.all("error")), ranks.all(
+        "error"
+    )
     assert nb.ranks("t = torch.ones(1); dist.all_reduce(t); t.item()").values == [4.0] * 4
 
 
 def test_send_and_receive_on_some_ranks(nb: NotebookKernel) -> None:
     """Point-to-point works among the targets, with the world's ranks or with `group`."""
-    code = "t = torch.zeros(1)\nif rank == 0:\n    dist.send(torch.ones(1), 2, group=group)\nelse:\n    dist.recv(t, 0, group=group)\nt.item()"
+    code = (
+        "t = torch.zeros(1)\nif rank == 0:\n    dist.send(torch.ones(1), 2, group=group)\n"
+        "else:\n    dist.recv(t, 0, group=group)\nt.item()"
+    )
     assert nb.ranks(code, "-t 0,2").values == [0.0, 1.0]
 
 
@@ -268,7 +286,8 @@ def test_subgroup_of_an_earlier_cell(nb: NotebookKernel) -> None:
 def test_fork_in_a_cell(nb: NotebookKernel) -> None:
     """A cell may fork: the child's output arrives, and the rank takes part in the next collective."""
     code = (
-        "import os, sys\npid = os.fork()\nif pid == 0:\n    print('child of', rank, flush=True)\n    os._exit(0)\n"
+        "import os, sys\npid = os.fork()\nif pid == 0:\n"
+        "    print('child of', rank, flush=True)\n    os._exit(0)\n"
         "os.waitpid(pid, 0)\nt = torch.ones(1)\ndist.all_reduce(t)\nt.item()"
     )
     ranks = nb.ranks(code)

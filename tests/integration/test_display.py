@@ -72,7 +72,10 @@ def test_groups_that_differ(nb: NotebookKernel) -> None:
 
 def test_pages_are_ordered_by_rank_and_the_same_each_time(nb: NotebookKernel) -> None:
     """However the ranks' timing falls out, the saved bundle is the same, rank after rank."""
-    code = "%%ddp\nimport time\nfor i in range(5):\n    print(rank, i, flush=True)\n    time.sleep(0.002 * ((rank * 7 + i) % 4))"
+    code = (
+        "%%ddp\nimport time\nfor i in range(5):\n    print(rank, i, flush=True)\n"
+        "    time.sleep(0.002 * ((rank * 7 + i) % 4))"
+    )
     pages = [only_page(nb.good(code)) for _ in range(5)]
     assert all(page == pages[0] for page in pages)
     shown = [line.split() for line in pages[0]["text/plain"].splitlines() if line[:1].isdigit()]
@@ -100,7 +103,12 @@ def test_text_of_ranks_is_escaped(nb: NotebookKernel) -> None:
 
 def test_html_and_values(nb: NotebookKernel) -> None:
     """display(HTML(…)) passes as it is, under its rank; a value's repr stands under its rank."""
-    page = only_page(nb.good("%%ddp\nfrom IPython.display import HTML, display\ndisplay(HTML(f'<b>bold {rank}</b>'))\n{'r': rank}"))
+    page = only_page(
+        nb.good(
+            "%%ddp\nfrom IPython.display import HTML, display\n"
+            "display(HTML(f'<b>bold {rank}</b>'))\n{'r': rank}"
+        )
+    )
     for rank in range(4):
         assert f"<b>bold {rank}</b>" in ranks_section(page["text/html"], rank)
         assert f"{{'r': {rank}}}" in html.unescape(ranks_section(page["text/html"], rank))
@@ -109,7 +117,9 @@ def test_html_and_values(nb: NotebookKernel) -> None:
 
 def test_matplotlib_figures(nb: NotebookKernel) -> None:
     """A figure appears as a PNG image under each rank without plt.show()."""
-    page = only_page(nb.good("%%ddp\nimport matplotlib.pyplot as plt\nplt.plot([0, rank])\nplt.title(f'rank {rank}');", 60))
+    page = only_page(
+        nb.good("%%ddp\nimport matplotlib.pyplot as plt\nplt.plot([0, rank])\nplt.title(f'rank {rank}');", 60)
+    )
     for rank in range(4):
         assert "data:image/png;base64," in ranks_section(page["text/html"], rank)
     again = nb.good("%%ddp\npass")
@@ -127,9 +137,12 @@ def test_pandas_tables(nb: NotebookKernel) -> None:
 
 def test_display_id_updates(nb: NotebookKernel) -> None:
     """A display that is updated shows its last state, once; so does a handle of an earlier display."""
-    page = only_page(nb.good(
-        "%%ddp\nhandle = display('first', display_id=True)\nfor i in range(3):\n    handle.update(f'state {i}')\nprint('end')"
-    ))
+    page = only_page(
+        nb.good(
+            "%%ddp\nhandle = display('first', display_id=True)\nfor i in range(3):\n"
+            "    handle.update(f'state {i}')\nprint('end')"
+        )
+    )
     assert "first" not in page["text/plain"]
     assert page["text/plain"].count("state 2") == 1
     assert "state 1" not in page["text/plain"]
@@ -174,7 +187,8 @@ def test_at_most_ten_updates_a_second(lab: NotebookKernel) -> None:
     """However much the ranks print, the front end hears of it at most ten times in any second."""
     cell = lab.good(
         "%%ddp\nimport time\nend = time.monotonic() + 2.5\nwhile time.monotonic() < end:\n"
-        "    print('x' * 70)\n    time.sleep(0.001)", 60
+        "    print('x' * 70)\n    time.sleep(0.001)",
+        60,
     )
     kinds = ("display_data", "update_display_data", "stream")
     times = [t for t, message in cell.messages if message["msg_type"] in kinds]
@@ -186,9 +200,13 @@ def test_at_most_ten_updates_a_second(lab: NotebookKernel) -> None:
 
 
 def test_live_messages_are_bounded(lab: NotebookKernel) -> None:
-    """40,000 lines cost the front end little; the saved page shows head and tail and says what is left out."""
+    """40,000 lines cost the front end little; the saved page has head and tail, and says so."""
     cell = lab.good("%%ddp\nfor i in range(10_000):\n    print('line', i, rank)", 60)
-    sizes = [len(str(m["content"])) for _, m in cell.messages if m["msg_type"] in ("display_data", "update_display_data")]
+    sizes = [
+        len(str(m["content"]))
+        for _, m in cell.messages
+        if m["msg_type"] in ("display_data", "update_display_data")
+    ]
     assert max(sizes) < 500_000
     page = only_page(cell)
     assert "line 0 0" in page["text/plain"]

@@ -32,7 +32,9 @@ def test_a_different_n_runs_nothing(nb: NotebookKernel) -> None:
 
 def test_status(nb: NotebookKernel) -> None:
     """`%ddp status`, and `%ddp` alone, list each rank's process, device and state."""
-    assert [(rank, device, state) for rank, _, device, state in nb.status()] == [(r, "cpu", "idle") for r in range(4)]
+    assert [(rank, device, state) for rank, _, device, state in nb.status()] == [
+        (r, "cpu", "idle") for r in range(4)
+    ]
     assert nb.rank_pids() == nb.ranks("import os; os.getpid()").values
     assert nb.good("%ddp").text == nb.good("%ddp status").text
     assert nb.good("%ddp status").text.splitlines()[0] == "4 ranks, gloo, ready"
@@ -61,7 +63,10 @@ def test_resize(nb: NotebookKernel) -> None:
     before = nb.rank_pids()
     nb.good("%ddp resize 2", 60)
     assert nb.rank_pids() == before[:2]
-    again = "import os\nt = torch.ones(1); dist.all_reduce(t)\n(t.item(), world_size, os.environ['WORLD_SIZE'], globals().get('kept'))"
+    again = (
+        "import os\nt = torch.ones(1); dist.all_reduce(t)\n"
+        "(t.item(), world_size, os.environ['WORLD_SIZE'], globals().get('kept'))"
+    )
     assert nb.ranks(again).values == [(2.0, 2, "2", 100), (2.0, 2, "2", 101)]
     eventually(lambda: not set(before[2:]) & set(nb.others()), GONE_S + 1)
     nb.good("%ddp resize 4", 60)
@@ -150,7 +155,9 @@ def test_interrupt(kernel: NotebookKernel, busy: str, live: bool) -> None:
     assert kernel.rank_pids() == before
     assert kernel.ranks("kept").values == [[r] for r in range(4)]
     assert kernel.ranks(REDUCE).values == [4.0] * 4
-    eventually(lambda: "sleep 300" not in map(command_of, kernel.others()), 3, "the end of what the cell had started")
+    eventually(
+        lambda: "sleep 300" not in map(command_of, kernel.others()), 3, "the end of what the cell had started"
+    )
 
 
 def test_partial_output_stays_after_an_interrupt(nb: NotebookKernel) -> None:
@@ -160,14 +167,18 @@ def test_partial_output_stays_after_an_interrupt(nb: NotebookKernel) -> None:
     nb.interrupt()
     nb.wait(cell, 2)
     assert "before 3" in cell.text
-    assert nb.evaluate("[(r.stdout, r.verdict) for r in _record]") == [(f"before {r}\n", "interrupted") for r in range(4)]
+    assert nb.evaluate("[(r.stdout, r.verdict) for r in _record]") == [
+        (f"before {r}\n", "interrupted") for r in range(4)
+    ]
 
 
 def test_interrupt_in_a_blocked_collective(nb: NotebookKernel) -> None:
     """Ranks that wait for one that never comes are freed within 5 s, and the next collective works."""
     nb.ranks("kept = rank")
     before = nb.rank_pids()
-    cell = nb.send(f"%%ddp\n{STARTED}if rank != 1:\n    {REDUCE}\nelse:\n    import time\n    time.sleep(300)")
+    cell = nb.send(
+        f"%%ddp\n{STARTED}if rank != 1:\n    {REDUCE}\nelse:\n    import time\n    time.sleep(300)"
+    )
     nb.wait_for_files("started*", 4)
     nb.interrupt()
     nb.wait(cell, 5)
@@ -185,7 +196,9 @@ def test_interrupt_with_data_loader_workers(nb: NotebookKernel) -> None:
     )
     n_processes = len(nb.others())
     cell = nb.send(
-        f"%%ddp -t 0,1\nfor i, batch in enumerate(torch.utils.data.DataLoader(Slow(), num_workers=2)):\n    if i == 3:\n        {STARTED}"
+        f"%%ddp -t 0,1\n"
+        f"for i, batch in enumerate(torch.utils.data.DataLoader(Slow(), num_workers=2)):\n"
+        f"    if i == 3:\n        {STARTED}"
     )
     nb.wait_for_files("started*", 2)
     nb.interrupt()
@@ -304,14 +317,17 @@ def _with_pool(fresh: Callable[..., NotebookKernel]) -> tuple[NotebookKernel, li
     kernel = fresh()
     kernel.start_pool(2)
     kernel.ranks(
-        "import subprocess\nsubprocess.Popen(['sleep', '300'])\nsubprocess.Popen(['sleep', '301'], start_new_session=True);"
+        "import subprocess\nsubprocess.Popen(['sleep', '300'])\n"
+        "subprocess.Popen(['sleep', '301'], start_new_session=True);"
     )
     processes = kernel.others()
     assert len(processes) >= 2 + 2 * 2 + 2
     return kernel, processes
 
 
-@pytest.mark.parametrize("busy", ["", "import ctypes; ctypes.PyDLL(None).sleep(300)"], ids=["idle", "holding the GIL"])
+@pytest.mark.parametrize(
+    "busy", ["", "import ctypes; ctypes.PyDLL(None).sleep(300)"], ids=["idle", "holding the GIL"]
+)
 def test_kernel_killed(fresh: Callable[..., NotebookKernel], busy: str) -> None:
     """kill -9 of the notebook kernel leaves no process of ours after 2 s, whatever the ranks do."""
     kernel, _ = _with_pool(fresh)
@@ -325,7 +341,11 @@ def test_kernel_killed(fresh: Callable[..., NotebookKernel], busy: str) -> None:
 def test_kernel_that_forked_is_killed(fresh: Callable[..., NotebookKernel]) -> None:
     """A child that the notebook kernel forked holds its descriptors open; the ranks end all the same."""
     kernel, processes = _with_pool(fresh)
-    child = int(kernel.good("import os, time\npid = os.fork()\nif pid == 0:\n    time.sleep(60)\n    os._exit(0)\nprint(pid)").text)
+    child = int(
+        kernel.good(
+            "import os, time\npid = os.fork()\nif pid == 0:\n    time.sleep(60)\n    os._exit(0)\nprint(pid)"
+        ).text
+    )
     os.kill(kernel.pid, signal.SIGKILL)
     eventually(lambda: not set(processes) & set(kernel.others()), GONE_S)
     os.kill(child, signal.SIGKILL)

@@ -171,13 +171,19 @@ def test_train(nb: NotebookKernel) -> None:
     """train.py: the sum over all ranks, both times."""
     found = run_twice(nb, TRAIN)
     for ranks in found:
-        assert [text.splitlines()[0] for text in ranks.stdout] == [f"Process {r} of 4 reporting in!" for r in range(4)]
+        assert [text.splitlines()[0] for text in ranks.stdout] == [
+            f"Process {r} of 4 reporting in!" for r in range(4)
+        ]
         assert f"Combined data from all ranks: tensor([{', '.join(['10.'] * 10)}])" in ranks.stdout[0]
-    assert [len(ranks[0]["notices"]) for ranks in found] == [1, 0]  # what is not as the script asks is said once
+    assert [len(ranks[0]["notices"]) for ranks in found] == [
+        1,
+        0,
+    ]  # what is not as the script asks is said once
 
 
 @pytest.mark.parametrize(
-    ("source", "line"), [(MODEL_TRAIN, r"Process {}: Loss \d"), (COMPLEX_TRAIN, r"Process on node rank {}: Loss \d")]
+    ("source", "line"),
+    [(MODEL_TRAIN, r"Process {}: Loss \d"), (COMPLEX_TRAIN, r"Process on node rank {}: Loss \d")],
 )
 def test_model_train(nb: NotebookKernel, source: str, line: str) -> None:
     """model_train.py and complex_train.py: a DDP step on every rank, MASTER_ADDR='host1' notwithstanding."""
@@ -234,7 +240,10 @@ def test_a_wrong_size_or_rank_is_said_in_one_line(nb: NotebookKernel, arguments:
 )
 def test_ways_to_initialise(nb: NotebookKernel, arguments: str) -> None:
     """Whatever way a script forms its group, it gets the pool's, before and after it destroyed one."""
-    code = f"dist.init_process_group({arguments})\ndist.destroy_process_group()\ndist.init_process_group({arguments})\n{REDUCE}"
+    code = (
+        f"dist.init_process_group({arguments})\ndist.destroy_process_group()\n"
+        f"dist.init_process_group({arguments})\n{REDUCE}"
+    )
     assert nb.ranks(code).values == [4.0] * 4
 
 
@@ -253,7 +262,8 @@ def test_a_model_of_an_earlier_cell_still_trains(nb: NotebookKernel) -> None:
     nb.ranks(
         "from torch.nn.parallel import DistributedDataParallel\n"
         "model = DistributedDataParallel(torch.nn.Linear(2, 1, bias=False))\n"
-        "def gradient():\n    model.zero_grad()\n    model(torch.full((1, 2), float(rank))).sum().backward()\n"
+        "def gradient():\n    model.zero_grad()\n"
+        "    model(torch.full((1, 2), float(rank))).sum().backward()\n"
         "    return model.module.weight.grad.tolist()\ngradient()",
         timeout_s=60,
     )
@@ -287,9 +297,10 @@ def test_changed_environment_is_harmless(nb: NotebookKernel) -> None:
 
 
 def test_main_guard_and_argv(nb: NotebookKernel) -> None:
-    """`__name__ == "__main__"` holds, argparse finds no arguments of ours, sys.exit(main()) ends the cell well."""
+    """`__name__ == "__main__"` holds, argparse finds no arguments, sys.exit(main()) ends well."""
     code = (
-        "import argparse, sys\ndef main():\n    given = argparse.ArgumentParser().parse_args()\n    print('ran', vars(given))\n"
+        "import argparse, sys\ndef main():\n"
+        "    given = argparse.ArgumentParser().parse_args()\n    print('ran', vars(given))\n"
         "    return 0\nif __name__ == '__main__':\n    sys.exit(main())"
     )
     assert nb.ranks(code).stdout == ["ran {}\n"] * 4

@@ -122,7 +122,7 @@ class Judge:
                     assert ranks
                     self._judge_order(message)
                 case ev.StartFinished(error):
-                    self._judge_start(error)
+                    self._judge_start(error, event)
                 case ev.StopFinished():
                     self.stops_open -= 1
                     assert self.stops_open >= 0
@@ -187,12 +187,14 @@ class Judge:
             return True
         return self.running is not None and self.presses >= 3 and rank in self.running.targets
 
-    def _judge_start(self, error: str) -> None:
+    def _judge_start(self, error: str, event: ev.Event) -> None:
         self.starts_open -= 1
         assert self.starts_open >= 0
         self._reported(error)
-        if self.request is None or error.startswith("the pool is "):
+        if isinstance(event, ev.StartRequested | ev.ResizeRequested) and event is not self.request:
+            assert error  # refused at once: what is under way is not concerned
             return
+        assert self.request is not None
         request, self.request = self.request, None
         if not error:
             self.wanted = len(request.plan.places)

@@ -641,6 +641,20 @@ def test_a_number_given_again_before_the_first_was_born(three: Desk) -> None:
     assert three.pool.ranks[3].pid == 303
 
 
+def test_an_exit_or_a_word_of_nobody_we_know_changes_nothing(three: Desk) -> None:
+    """A PID that is no rank's, a rank that is not there, a group of long ago."""
+    assert three.dies(1, pid=999) == []
+    assert three.dies(7) == []
+    assert three.pool.alive == (0, 1, 2)
+    three.run(0)
+    three.ends(0, broken=True)
+    three.forms(0, 1)
+    three.forms(0, 1, generation=1)
+    assert three.pool.phase is p.Phase.FORMING
+    three.forms(2)
+    assert three.pool.phase is p.Phase.READY
+
+
 def test_a_resize_of_a_pool_with_a_dead_rank_is_refused(three: Desk) -> None:
     """A restart comes first."""
     three.dies(0)

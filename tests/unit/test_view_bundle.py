@@ -95,10 +95,10 @@ def test_the_page_without_styles() -> None:
         "rank 2 · ZeroDivisionError",
         "warned\n",
         "Traceback\nlast",
-        "rank 3 · interrupted: blocked by rank 2",
         "rank 4 · died",
         "b",
         "☠ rank 4: killed by SIGKILL (line 5)",
+        "rank 3 · blocked by rank 2",
         "rank 5 · no output",
         "note (rank 4): careful",
     ]

@@ -57,11 +57,6 @@ def test_a_cell_that_failed() -> None:
         rank(7),
         rank(8),
     ) == dedent("""\
-        [rank 0 · interrupted]
-        a
-        careful
-        ◼ rank 0: blocked by rank 2
-        [rank 1] interrupted: blocked by rank 2
         [rank 2 · ZeroDivisionError]
         a
         Traceback
@@ -71,6 +66,10 @@ def test_a_cell_that_failed() -> None:
         ☠ rank 3: killed by SIGKILL (line 5)
         [rank 4] not run
         [rank 5] interrupted
+        [rank 0 · blocked by rank 2]
+        a
+        careful
+        [rank 1] blocked by rank 2
         [ranks 6–8] no output
         note (rank 6): the group was restored""")
 
