@@ -146,6 +146,7 @@ class Worker:
 
     def _after_fork(self) -> None:
         self._outbox.after_fork()
+        self._streams.after_fork()
         self._control.close_in_fork()
 
     def serve(self, orders: Iterator[m.NodeToRank]) -> None:

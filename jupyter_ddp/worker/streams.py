@@ -20,6 +20,7 @@ from jupyter_ddp.core.messages import Stream
 from jupyter_ddp.worker.outbox import Outbox
 
 _IOLBF = 1
+_C_BUFFER_BYTES = 8192
 _READ_TIMEOUT_S = 0.5
 _READ_STEP_S = 0.0005
 _FDS = {"stdout": 1, "stderr": 2}
@@ -77,9 +78,14 @@ class Streams:
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self._libc = ctypes.CDLL(None)
+        self._c_buffers: list[ctypes.Array[ctypes.c_char]] = []  # C's for as long as the process lives
         for name in ("stdout", "stderr"):
             # C code's lines arrive while the cell runs, not when its buffer is full.
-            self._libc.setvbuf(ctypes.c_void_p.in_dll(self._libc, name), None, _IOLBF, 0)
+            # A buffer of ours: with PYTHONUNBUFFERED, CPython has left the library one of a single byte.
+            buffer = ctypes.create_string_buffer(_C_BUFFER_BYTES)
+            self._c_buffers.append(buffer)
+            file = ctypes.c_void_p.in_dll(self._libc, name)
+            self._libc.setvbuf(file, buffer, _IOLBF, ctypes.c_size_t(_C_BUFFER_BYTES))
         self._make()
         self._order_children()
 
@@ -120,6 +126,14 @@ class Streams:
         if self.stdout.closed or self.stderr.closed:
             self._make()
         sys.stdout, sys.stderr = self.stdout, self.stderr
+
+    def after_fork(self) -> None:
+        """In a process that the user's code forked: fd 1 and 2, line by line, as Python has them."""
+        for name, fd in _FDS.items():
+            stream = open(  # noqa: SIM115, PTH123  # lives as long as the process; a descriptor, no path
+                fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", newline="\n", closefd=False
+            )
+            setattr(sys, name, stream)
 
     def flush_c(self) -> None:
         """What C code has printed and its library still holds goes to fd 1 and 2."""

@@ -151,7 +151,8 @@ def test_interrupt(kernel: NotebookKernel, busy: str, live: bool) -> None:
     kernel.interrupt()
     kernel.wait(cell, 2)
     assert cell.status == "error"
-    assert cell.error == "RankError: ranks 0-3: interrupted"
+    assert cell.error.startswith("RankError: rank")
+    assert "interrupted" in cell.error
     assert kernel.rank_pids() == before
     assert kernel.ranks("kept").values == [[r] for r in range(4)]
     assert kernel.ranks(REDUCE).values == [4.0] * 4
@@ -231,7 +232,8 @@ def test_interrupt_from_a_thread(nb: NotebookKernel) -> None:
         "threading.Thread(target=press).start()"
     )
     cell = nb.run(f"%%ddp\n{STARTED}import time\ntime.sleep(300)", 10)
-    assert cell.error == "RankError: ranks 0-3: interrupted"
+    assert cell.error.startswith("RankError: rank")
+    assert "interrupted" in cell.error
     nb.wait_for_files("started*", 4)
 
 
