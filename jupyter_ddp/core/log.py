@@ -19,6 +19,8 @@ class CellLog:
         self._end = 0
 
     def append(self, rank: int, stream: Stream, data: bytes) -> None:
+        if self._file.closed:  # what comes late for a record that was closed
+            return
         pieces = self._pieces.setdefault((rank, stream), [])
         self._file.seek(self._end)
         self._file.write(data)

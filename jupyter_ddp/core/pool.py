@@ -186,7 +186,7 @@ class Pool:
             gone.pid = event.pid
         elif (state := self.ranks.get(event.rank)) is not None and not state.pid:
             state.pid = event.pid
-            if self.phase is Phase.STOPPING and self._kill_sent:  # born after the order to end it
+            if self.phase is Phase.STOPPING:  # born after the order to end it
                 return [_signal([event.rank], signal.SIGKILL, group=True)]
         return []
 
@@ -231,7 +231,7 @@ class Pool:
         if self.phase is Phase.STARTING:
             return self._undo_start(why, now)
         if self.phase is Phase.FORMING:
-            return [Announced(f"{why}; %ddp restart starts anew"), *self._ready()]
+            return [Announced(f"{why}; %ddp restart starts anew"), *self._free(), *self._ready()]
         return []
 
     def _preload_failed(self, event: m.PreloadFailed, now: float) -> list[Effect]:
@@ -313,7 +313,12 @@ class Pool:
         if cell.group_broken and not self.dead:
             self.phase, self._deadline = Phase.FORMING, now + FORM_TIMEOUT_S
             return [*self._form(), cell.ended()]
-        return [cell.ended()]
+        # Without the dead there is no group: all of the living have to know, also who did not wait in it.
+        return [*(self._free() if cell.group_broken else []), cell.ended()]
+
+    def _free(self) -> list[Effect]:
+        """Whatever waits in the group, or for it to be formed, gives up."""
+        return [_tell(self.alive, m.BreakGroup(self.generation))] if self.alive else []
 
     def _interrupt(self, now: float) -> list[Effect]:
         """Each press goes one step further: SIGINT, break the group, kill what does not answer."""
@@ -343,7 +348,7 @@ class Pool:
             return []
         cell.break_sent = cell.group_broken = True
         self._deadline = None
-        effects: list[Effect] = [_tell(self.alive, m.BreakGroup(self.generation))]
+        effects = self._free()
         if cell.presses:
             effects.append(_signal(cell.waiting, signal.SIGINT))
         return effects
@@ -387,8 +392,9 @@ class Pool:
         for place in self.plan.places:
             old[place.rank].place = place
         kill = [_signal((s.place.rank for s in new), signal.SIGKILL, group=True)] if new else []
+        free = self._free()
         self.phase, self._deadline = Phase.FORMING, now + FORM_TIMEOUT_S
-        return [*kill, *(self._ready() if self.dead else self._form()), StartFinished(why)]
+        return [*kill, *free, *(self._ready() if self.dead else self._form()), StartFinished(why)]
 
     def _let_go(self, states: Iterable[RankState]) -> None:
         self._gone += [state for state in states if state.alive]
@@ -414,7 +420,7 @@ class Pool:
         if self._cell is not None:
             return self._died_in_cell(self._cell, event, now)
         died = _death(event)
-        return [died, *self._ready()] if self.phase is Phase.FORMING else [died]
+        return [died, *self._free(), *self._ready()] if self.phase is Phase.FORMING else [died]
 
     def _died_in_cell(self, cell: RunningCell, event: m.WorkerExited, now: float) -> list[Effect]:
         effects: list[Effect] = []

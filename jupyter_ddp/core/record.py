@@ -80,6 +80,12 @@ class RankRecord:
         with self._lock:
             return self._log.read(self.rank, stream).decode("utf-8", "replace")
 
+    def lose_output(self, why: str) -> None:
+        """Output could not be kept: say so, once."""
+        notice = f"output could not be kept: {why}"
+        if notice not in self.notices:
+            self.notices.append(notice)
+
     def check_order(self, from_agent: bool, seq: int) -> None:
         """Count what is missing between two messages of one sender."""
         expected = self._next_seq.get(from_agent)
@@ -131,8 +137,8 @@ class CellRecord:
     ) -> None:
         self.cell = cell
         self._lock = contextlib.nullcontext() if lock is None else lock
-        self._log = CellLog(io.BytesIO() if file is None else file)
-        self._ranks = {rank: RankRecord(rank, self._log, self._lock) for rank in sorted(ranks)}
+        self.log = CellLog(io.BytesIO() if file is None else file)
+        self._ranks = {rank: RankRecord(rank, self.log, self._lock) for rank in sorted(ranks)}
         self.version = 0
         """Counts what was folded: a view that saw this version has seen everything."""
 
@@ -193,7 +199,7 @@ class CellRecord:
             r.check_order(isinstance(message, m.FdOutput), message.seq)
             match message:
                 case m.Output() | m.FdOutput():
-                    self._log.append(r.rank, message.stream, message.data)
+                    self.log.append(r.rank, message.stream, message.data)
                     source = "fd" if isinstance(message, m.FdOutput) else "python"
                     r.transcript.write(message.stream, source, message.data)
                 case m.Display():
@@ -252,7 +258,7 @@ class CellRecord:
     def close(self) -> None:
         """Let go of the log. Streams read as empty afterwards."""
         with self._lock:
-            self._log.close()
+            self.log.close()
 
 
 def _causes_first(r: RankRecord) -> tuple[int, int]:

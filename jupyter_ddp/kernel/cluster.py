@@ -5,6 +5,7 @@ Owns the node agent, the rendezvous and the exchange of one pool, and the record
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import secrets
@@ -13,8 +14,8 @@ import tempfile
 import threading
 import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self, assert_never
 
 import psutil
@@ -72,7 +73,6 @@ class Execution:
     def __init__(self, record: CellRecord) -> None:
         self.record = record
         self.refusal = ""
-        self.announced: list[str] = []
         self._news = threading.Event()
         self._done = threading.Event()
         self._something_shown = False
@@ -139,12 +139,13 @@ class Cluster:
         self._node_ready = _Waiter()
         self._gpus: list[m.Gpu] = []
         self._forkserver_lost = False
+        self._changing = threading.Lock()
         self._starting: _Waiter | None = None
         self._stopping: _Waiter | None = None
         self._executions: OrderedDict[int, Execution] = OrderedDict()
         self._cells = itertools.count(1)
         self._run_id = ""
-        self._announced: list[str] = []
+        self._announced: deque[str] = deque(maxlen=100)
         self.stages: dict[str, float] = {}
         """Seconds after its start at which the forkserver came to each stage."""
 
@@ -186,29 +187,59 @@ class Cluster:
 
         Raises UsageError for numbers that make no sense, PoolError if the pool does not come up.
         """
-        if self._pool.phase is not p.Phase.STOPPED:
-            raise PoolError(f"the pool is {self._pool.phase.value} already; %ddp restart starts anew")
-        if self._exchange is not None and (self._exchange.lost or self._forkserver_lost):
-            self.close()
-        self.warm_up()
-        if not self._node_ready.wait(_NODE_TIMEOUT_S):
-            raise PoolError(f"the node agent did not answer within {_NODE_TIMEOUT_S:.0f} s; try again")
-        if self._node_ready.error:
-            error = self._node_ready.error
-            self.close()
-            raise PoolError(error)
+        with self._changing_alone():
+            if self._pool.phase is not p.Phase.STOPPED:
+                raise PoolError(f"the pool is {self._pool.phase.value} already; %ddp restart starts anew")
+            return self._start(n, backend, devices, on_progress)
+
+    def _start(
+        self,
+        n: int | None,
+        backend: m.Backend | None,
+        devices: Sequence[int] | None,
+        on_progress: Callable[[float, list[RankStatus]], None] | None,
+    ) -> str:
+        plan = self._plan(n, backend, devices)
         self._run_id = secrets.token_hex(4)  # a new pool never meets the store's keys of an earlier one
-        plan = self._plan(
-            self._n if n is None else n,
-            self._backend if backend is None else backend,
-            self._devices if devices is None else devices,
-        )
         self._come_up(ev.StartRequested(plan, self._surroundings(plan)), on_progress)
         self._n = len(plan.places)
         self._backend, self._devices = backend or self._backend, devices or self._devices
         return _choice(plan)
 
+    @contextlib.contextmanager
+    def _changing_alone(self) -> Iterator[None]:
+        if not self._changing.acquire(blocking=False):
+            raise PoolError("another thread starts, stops or resizes the pool; wait for it")
+        try:
+            yield
+        finally:
+            self._changing.release()
+
+    def _reach_node(self) -> None:
+        """Have a node agent that answers. Raises PoolError with the reason where there is none."""
+        spoilt = self._exchange is not None and (self._exchange.lost or self._forkserver_lost)
+        if spoilt and self._pool.phase is p.Phase.STOPPED:
+            self.close()
+        self.warm_up()
+        assert self._exchange is not None
+        deadline = time.monotonic() + _NODE_TIMEOUT_S
+        while not self._node_ready.wait(_WAIT_STEP_S):
+            if self._exchange.lost or time.monotonic() > deadline:
+                reason = (
+                    self._exchange.lost_reason or f"no answer from the node agent in {_NODE_TIMEOUT_S:.0f} s"
+                )
+                self.close()
+                raise PoolError(reason)
+        if error := self._node_ready.error:
+            self.close()
+            raise PoolError(error)
+
     def _plan(self, n: int | None, backend: m.Backend | None, devices: Sequence[int] | None) -> Plan:
+        """What a pool would be, the last one's choices in place of None. Raises UsageError."""
+        self._reach_node()
+        n = self._n if n is None else n
+        backend = self._backend if backend is None else backend
+        devices = self._devices if devices is None else devices
         gpus = visible_gpus(self._gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
         count = n if n is not None else default_world_size(len(devices or gpus), _usable_cores())
         check_world_size(count, self._pool.world_size)
@@ -218,14 +249,18 @@ class Cluster:
         if self._rendezvous is None:
             self._torch.wait(60.0)
             self._rendezvous = Rendezvous()
-        environ = dict(os.environ)
+        environ = {name: value for name, value in os.environ.items() if _is_text(name + value)}
+        for name in sorted(set(os.environ) - set(environ)):
+            self._announced.append(f"the ranks do not get {name!a} from the environment: it is no UTF-8")
         if plan.visible_devices is not None:
             environ["CUDA_VISIBLE_DEVICES"] = plan.visible_devices
         cwd = os.getcwd()  # noqa: PTH109  # a plain string goes into a message
+        if not _is_text(cwd):
+            raise UsageError(f"the working directory's name is no UTF-8: {cwd!a}; work in another")
         return m.Surroundings(
             environ=environ,
             cwd=cwd,
-            sys_path=[path or cwd for path in sys.path],
+            sys_path=[path or cwd for path in sys.path if isinstance(path, str) and _is_text(path)],
             master_addr=self._rendezvous.host,
             master_port=self._rendezvous.port,
             run_id=self._run_id,
@@ -291,7 +326,8 @@ class Cluster:
         cell = next(self._cells)
         file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  # closed with the record
         record = CellRecord(cell, ranks, file, threading.RLock())  # type: ignore[arg-type]  # a BinaryIO but by name
-        weakref.finalize(record, file.close)  # a record that the user holds stays readable
+        # Whoever holds the record, or one rank's part of it, can read it.
+        weakref.finalize(record.log, file.close)
         execution = Execution(record)
         self._remember(execution)
         self._post(ev.CellRequested(record.cell, ranks, prepared.source, prepared.awaits, count))
@@ -323,7 +359,7 @@ class Cluster:
                 follow.step()
             except KeyboardInterrupt:
                 self.interrupt()
-        if on_news is not None:
+        if on_news is not None and not execution.refusal:
             on_news(execution.record, True)
 
     # -- the pool's life -------------------------------------------------------------------------
@@ -335,6 +371,10 @@ class Cluster:
 
     def stop(self) -> None:
         """End the ranks; their variables are gone. The process they are forked from stays warm."""
+        with self._changing_alone():
+            self._stop()
+
+    def _stop(self) -> None:
         if self._exchange is None:
             return
         waiter = self._stopping = _Waiter()
@@ -344,21 +384,34 @@ class Cluster:
         if waiter.error:
             raise PoolError(waiter.error)
 
-    def restart(self) -> str:
-        """Stop, then start with as many ranks as before; says what `start` says."""
-        self.stop()
-        return self.start()
+    def restart(
+        self,
+        n: int | None = None,
+        *,
+        backend: m.Backend | None = None,
+        devices: Sequence[int] | None = None,
+        on_progress: Callable[[float, list[RankStatus]], None] | None = None,
+    ) -> str:
+        """Stop, then start, as before where nothing else is asked for; says what `start` says.
+
+        What cannot be had is said before anything is stopped.
+        """
+        with self._changing_alone():
+            self._plan(n, backend, devices)
+            self._stop()
+            return self._start(n, backend, devices, on_progress)
 
     def resize(self, n: int) -> str:
         """Add or end ranks. Those that stay keep their variables; the group is formed again."""
         if self._pool.phase is p.Phase.STOPPED:
             return self.start(n)
-        self._wait_interruptibly(self._is_formed, p.FORM_TIMEOUT_S)
-        plan = self._plan(n, self._backend, self._devices)
-        if n != self._pool.world_size:
-            self._come_up(ev.ResizeRequested(plan, self._surroundings(plan)))
-            self._n = n
-        return _choice(plan)
+        with self._changing_alone():
+            self._wait_interruptibly(self._is_formed, p.FORM_TIMEOUT_S)
+            plan = self._plan(n, None, None)
+            if n != self._pool.world_size:
+                self._come_up(ev.ResizeRequested(plan, self._surroundings(plan)))
+                self._n = n
+            return _choice(plan)
 
     def activate(self) -> None:
         """Make this the cluster that the notebook's magics use. The one before is left as it is.
@@ -383,6 +436,13 @@ class Cluster:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.close()
+        for execution in list(self._executions.values()):
+            if not execution.done:
+                execution.refusal = "the cluster was closed while the cell ran"
+                execution.finish()
+        for waiter in (self._starting, self._stopping):
+            if waiter is not None:
+                waiter.finish("the cluster was closed")
         if self._pool.phase is not p.Phase.STOPPED:
             self._pool = p.Pool()
         if self._rendezvous is not None:
@@ -418,6 +478,11 @@ class Cluster:
         return self._pool.plan.backend if self._pool.plan else ""
 
     @property
+    def devices(self) -> tuple[int, ...] | None:
+        """The visible GPUs that the pool was told to use; None for all."""
+        return None if self._devices is None else tuple(self._devices)
+
+    @property
     def phase(self) -> str:
         """ "stopped", "starting", "ready", "running", "forming" or "stopping"."""
         return self._pool.phase.value
@@ -428,7 +493,9 @@ class Cluster:
 
     def announcements(self) -> list[str]:
         """What the pool had to say outside any cell, since the last call."""
-        said, self._announced = self._announced, []
+        said: list[str] = []
+        while self._announced:
+            said.append(self._announced.popleft())
         return said
 
     def status(self) -> list[RankStatus]:
@@ -460,8 +527,7 @@ class Cluster:
         if isinstance(message, m.CellMessage):
             execution = self._executions.get(message.cell)
             if execution is not None:
-                execution.record.fold(message)
-                execution.tell(message)
+                self._fold(execution, message)
             return
         match message:
             case m.NodeReady():
@@ -473,6 +539,13 @@ class Cluster:
                 self._forkserver_lost = True  # living ranks go on; the next start makes a new one
             case _:
                 pass  # membership: the pool's own affair
+
+    def _fold(self, execution: Execution, message: m.CellMessage) -> None:
+        try:
+            execution.record.fold(message)
+        except OSError as error:  # the disk is full, or no descriptor is left: the cell goes on
+            execution.record[message.rank].lose_output(os.strerror(error.errno or 0))
+        execution.tell(message)
 
     def _on_effect(self, effect: ev.Effect) -> None:
         match effect:
@@ -543,6 +616,15 @@ def check_world_size(n: int, running: int = 0) -> None:
             f"-n {n}: {n} ranks need about {n * RANK_BYTES / 2**30:.0f} GiB of memory, "
             f"and there is room for {free} here; write -n {max(1, min(free, 4 * _usable_cores()))} or so"
         )
+
+
+def _is_text(text: str) -> bool:
+    """It has no lone surrogates, which stand for bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _usable_cores() -> int:

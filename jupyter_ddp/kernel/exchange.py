@@ -62,6 +62,8 @@ class Exchange:
         self._events: deque[Event] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closing = False
+        self.lost_reason = ""
+        """Why a node agent is gone."""
         self._poll = select.poll()
         self._poll.register(self._wake_fd, select.POLLIN)
         self._by_fd: dict[int, _Connection] = {}
@@ -78,7 +80,8 @@ class Exchange:
     def post(self, event: Event) -> None:
         """Have the pool handle an event."""
         self._events.append(event)
-        os.eventfd_write(self._wake_fd, 1)
+        if not self._closing:
+            os.eventfd_write(self._wake_fd, 1)
 
     @property
     def lost(self) -> bool:
@@ -175,4 +178,5 @@ class Exchange:
             return
         connection.lost = True
         self._poll.unregister(connection.node.link.fileno())
-        self._handle(NodeLost(connection.node_rank, connection.node.obituary()))
+        self.lost_reason = connection.node.obituary()
+        self._handle(NodeLost(connection.node_rank, self.lost_reason))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -99,7 +100,7 @@ class DDPMagics(Magics):
     def _ensure_pool(self, options: CellOptions) -> None:
         cluster, n = self.cluster, options.pool.n
         if not cluster.running:
-            self._start(options.pool)
+            self._bring_up(cluster.start, options.pool)
         elif n is not None and n != cluster.world_size:
             check_world_size(n, cluster.world_size)
             raise PoolError(
@@ -110,6 +111,11 @@ class DDPMagics(Magics):
             raise PoolError(
                 f"the pool's backend is {cluster.backend}; nothing was run. "
                 f"%ddp restart --backend {options.pool.backend} starts anew, without the variables"
+            )
+        elif options.pool.devices not in (None, cluster.devices):
+            raise PoolError(
+                "the pool was started without these devices; nothing was run. "
+                "%ddp restart --devices … starts anew, without the variables"
             )
 
     def _place_of_cell(self, cell: str) -> tuple[int, int]:
@@ -144,8 +150,7 @@ class DDPMagics(Magics):
             case "stop":
                 cluster.stop()
             case "restart":
-                cluster.stop()
-                self._start(options.pool)
+                self._bring_up(cluster.restart, options.pool)
             case "resize":
                 assert options.pool.n is not None
                 self._say(cluster.resize(options.pool.n))
@@ -158,16 +163,14 @@ class DDPMagics(Magics):
     def _start_or_keep(self, pool: PoolOptions) -> None:
         """Run again from the top, `%ddp start -n 4` finds the pool there and keeps it."""
         if not self.cluster.running:
-            self._start(pool)
+            self._bring_up(self.cluster.start, pool)
         else:
             self._ensure_pool(CellOptions(pool))
 
-    def _start(self, pool: PoolOptions) -> None:
+    def _bring_up(self, start: Callable[..., str], pool: PoolOptions) -> None:
         line = StartDisplay(self._is_live())
         try:
-            choice = self.cluster.start(
-                pool.n, backend=pool.backend, devices=pool.devices, on_progress=line.show
-            )
+            choice = start(pool.n, backend=pool.backend, devices=pool.devices, on_progress=line.show)
         except BaseException:
             line.fail()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -75,12 +76,15 @@ class LocalNode:
 
     def close(self, timeout_s: float = 3.0) -> None:
         """End the agent, which ends its ranks; kill it if it has not ended in time."""
+        with contextlib.suppress(OSError):  # a child that the notebook kernel forked may hold a copy of it
+            self.link.shutdown(socket.SHUT_RDWR)
         self.link.close()
         try:
             self.process.wait(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(timeout=timeout_s)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=timeout_s)
         self._stderr.close()
 
 
@@ -100,5 +104,5 @@ def _import_path() -> list[str]:
     """
     here = str(Path(__file__).parents[2])
     working = {"", ".", str(Path.cwd())}
-    inherited = [p for p in sys.path if p not in working]
+    inherited = [p for p in sys.path if isinstance(p, str) and p not in working]
     return inherited if here in inherited else [*inherited, here]

@@ -29,6 +29,7 @@ _READ_BYTES = 1024 * 1024
 _MAX_WAITING_BYTES = 16 * 1024 * 1024
 """With more than this on its way to the notebook kernel, ranks are not read: they wait to print."""
 _END_TIMEOUT_S = 1.0
+_NEVER_RAN = 1 << 8  # as waitpid gives an exit with code 1
 _GATHER_S = 0.02
 """The longest that a rank's good end waits for those of the others."""
 
@@ -56,6 +57,8 @@ class Agent:
         self._writer = codec.FrameWriter()
         self._reader = codec.FrameReader()
         self._ranks: dict[int, RankProcess] = {}
+        self._processes: set[RankProcess] = set()
+        """Every rank that is not reaped: one that was let go may live on a while under a reused number."""
         self._preloaded = False
         self._forkserver_lost = False
         self._start_waiting: list[m.StartRanks] = []
@@ -76,6 +79,7 @@ class Agent:
         self._watch(self._forkserver.stderr_fd, lambda _: self._forkserver.read_stderr())
         gpus = list_gpus()
         self._say(m.NodeReady(m.PROTOCOL_VERSION, os.getpid(), socket.gethostname(), gpus))
+        self._flush()
         try:
             while not self._leaving:
                 for key, events in self._selector.select(_GATHER_S if self._gathered else None):
@@ -188,9 +192,10 @@ class Agent:
                 process = RankProcess(place.rank)
                 process.tell(codec.encode(m.BeginWorker(place, order.surroundings)))
                 self._ranks[place.rank] = process
+                self._processes.add(process)
                 started.append(process)
             try:
-                self._forkserver.request([p.rank for p in started], [p.their_fds() for p in started])
+                self._forkserver.request(started)
             except OSError:  # it is gone, and its socket will say so
                 for process in started:
                     self._forget(process)
@@ -207,17 +212,27 @@ class Agent:
             self._selector.unregister(self._forkserver.link)
             self._forkserver.read_stderr()
             self._forkserver_lost = True
+            for process in [p for p in self._processes if not p.pid]:
+                self._forget(process)
             self._say(m.PreloadFailed(self._forkserver.stderr))
             return
-        for message in told:
-            if isinstance(message, m.WorkerForked):
-                process = self._ranks[message.rank]
-                process.born(message.pid)
+        if isinstance(told, m.Preloaded):
+            self._say(told)
+            self._preloaded = True
+            self._start_ranks()
+            return
+        for process, pid in told:
+            if pid:
+                process.born(pid)
                 self._watch(process.pidfd, self._exit_callback(process))
+                self._say(m.WorkerForked(process.rank, pid))
             else:
-                self._preloaded = True
-                self._start_ranks()
-            self._say(message)
+                self._bury(process, "the system could make no process for it")
+
+    def _bury(self, process: RankProcess, why: str) -> None:
+        """A rank that never came to be."""
+        self._forget(process)
+        self._say(m.WorkerExited(process.rank, 0, _NEVER_RAN, m.NO_CELL, 0, why, 0))
 
     # -- ranks -----------------------------------------------------------------------------------
 
@@ -252,8 +267,12 @@ class Agent:
     def _listen(self, process: RankProcess) -> bool:
         """Take what a rank has sent, if anything; False at the end of what it will ever send."""
         data = process.receive()
-        for message, body in process.messages(data or b""):
-            self._heard(process, message, body)
+        try:
+            for message, body in process.messages(data or b""):
+                self._heard(process, message, body)
+        except codec.CorruptStream:  # the cell has torn its own link: this rank is lost, and no other
+            process.signal(signal.SIGKILL, group=True)
+            return False
         return data != b""
 
     def _heard(self, process: RankProcess, message: m.RankMessage, body: bytes) -> None:
@@ -305,9 +324,16 @@ class Agent:
 
         return on_exit
 
+    def _end_orphans(self) -> None:
+        """The pool has ended, and with it what its ranks had started in sessions of their own."""
+        for pid in children(os.getpid()):
+            if pid != self._forkserver.process.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
     def _reap_orphans(self) -> None:
         """Reap what ranks have left behind: it came to us, the subreaper. Ranks are reaped by name."""
-        ours = {self._forkserver.process.pid, *(process.pid for process in self._ranks.values())}
+        ours = {self._forkserver.process.pid, *(process.pid for process in self._processes)}
         if 0 in ours:
             return  # a rank is being born: which of our children it is, is still to be told
         for pid in children(os.getpid()):
@@ -321,19 +347,21 @@ class Agent:
                 self._selector.unregister(fd)
         if self._ranks.get(process.rank) is process:
             del self._ranks[process.rank]
+        self._processes.discard(process)
         process.close()
-        if not self._ranks:
+        if not self._processes:
+            self._end_orphans()
             self._forkserver.go_on()
 
     # -- the end ---------------------------------------------------------------------------------
 
     def _end_all(self) -> None:
         """Kill every rank and every descendant that is ours to reap, and wait for them."""
+        for process in self._processes:
+            process.signal(signal.SIGKILL, group=True)
         self._kernel.close()
         self._forkserver.close()
         deadline = time.monotonic() + _END_TIMEOUT_S
-        for process in self._ranks.values():
-            process.signal(signal.SIGKILL, group=True)
         while time.monotonic() < deadline and (living := children(os.getpid())):
             for pid in living:  # what escaped its process group came to us, the subreaper
                 try:

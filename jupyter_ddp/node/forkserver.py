@@ -110,7 +110,7 @@ def _fork_batch(fds: list[int], begin: object) -> list[int]:
     if middle == 0:
         try:
             for at in range(0, len(fds), FDS_PER_RANK):
-                pid = os.fork()
+                pid = os.fork()  # OSError: the ranks that are missing were not forked
                 if pid == 0:
                     _become_rank(fds[at : at + FDS_PER_RANK], agent, begin)
                 os.write(into, struct.pack("<q", pid))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import json
 import os
@@ -12,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.node.forkserver import FDS_PER_RANK, FORK, GO_ON, MAX_BATCH
+from jupyter_ddp.node.forkserver import FORK, GO_ON, MAX_BATCH
+from jupyter_ddp.node.rank_process import RankProcess
 
 _STDERR_BYTES = 8 * 1024
 
@@ -42,24 +42,27 @@ class Forkserver:
         theirs.close()
         os.close(err)
         os.set_blocking(self.stderr_fd, False)
-        self._asked: list[list[int]] = []
+        self._asked: list[Sequence[RankProcess]] = []
         self._stderr = b""
 
-    def request(self, ranks: Sequence[int], fds: Sequence[Sequence[int]]) -> None:
-        """Ask for a process for each rank; its descriptors are passed, and are the caller's to close."""
+    def request(self, ranks: Sequence[RankProcess]) -> None:
+        """Ask for a process for each rank; its descriptors are passed, and are the caller's to close.
+
+        OSError: it is gone.
+        """
         for at in range(0, len(ranks), MAX_BATCH):
-            batch = array.array("i", [fd for rank_fds in fds[at : at + MAX_BATCH] for fd in rank_fds])
-            assert len(batch) == FDS_PER_RANK * len(ranks[at : at + MAX_BATCH])
-            socket.send_fds(self.link, [FORK], list(batch))
-            self._asked.append(list(ranks[at : at + MAX_BATCH]))
+            batch = ranks[at : at + MAX_BATCH]
+            socket.send_fds(self.link, [FORK], [fd for rank in batch for fd in rank.their_fds()])
+            self._asked.append(batch)
 
     def go_on(self) -> None:
         """No rank lives: import what was put off for them."""
         with contextlib.suppress(OSError):  # it is gone: `read` tells
             self.link.send(GO_ON)
 
-    def read(self) -> list[m.WorkerForked | m.Preloaded] | None:
-        """What it says now; None when it is gone. Called when `link` is readable."""
+    def read(self) -> m.Preloaded | list[tuple[RankProcess, int]] | None:
+        """What it says now: a stage, or the PIDs of the ranks asked for first (0 where the fork failed);
+        None when it is gone. Called when `link` is readable."""
         try:
             packet = self.link.recv(64 * 1024)
         except ConnectionError:
@@ -68,8 +71,9 @@ class Forkserver:
             return None
         told = json.loads(packet)
         if "stage" in told:
-            return [m.Preloaded(told["stage"], told["seconds"])]
-        return [m.WorkerForked(rank, pid) for rank, pid in zip(self._asked.pop(0), told["pids"], strict=True)]
+            return m.Preloaded(told["stage"], told["seconds"])
+        asked, pids = self._asked.pop(0), told["pids"]
+        return list(zip(asked, pids + [0] * (len(asked) - len(pids)), strict=True))
 
     def read_stderr(self) -> None:
         """Keep the end of what it writes, for the day it fails."""
@@ -87,5 +91,6 @@ class Forkserver:
         """End it. Ranks that it forked live on."""
         self.link.close()
         self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the system does not end it: nor can we
+            self.process.wait(1.0)
         os.close(self.stderr_fd)

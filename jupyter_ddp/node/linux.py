@@ -7,18 +7,12 @@ import os
 import resource
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def become_subreaper() -> None:
     """From now on orphaned descendants of this process become its children (prctl(2))."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def die_with_parent(signal_number: int) -> None:
-    """Be sent this signal when the thread that is this process's parent ends (prctl(2))."""
-    _prctl(_PR_SET_PDEATHSIG, signal_number)
 
 
 def _prctl(option: int, argument: int) -> None:

@@ -49,7 +49,9 @@ class Adoption:
             return
         given = dict(zip(("init_method", "timeout", "world_size", "rank"), args, strict=False)) | kwargs
         self._check(given.get("world_size", -1), given.get("rank", -1))
-        self.restore()
+        if self._hidden is not None:
+            c10d._update_default_pg(self._hidden)
+            self._hidden = None
         ours, asked = self._group.backend, str(backend or "").lower()
         if asked and ours not in asked:
             self._say_once(f"init_process_group: the pool's group is {ours}, not {asked}; the cell uses it")
@@ -79,7 +81,7 @@ class Adoption:
         c10d._update_default_pg(None)
 
     def restore(self) -> None:
-        """The pool's group is the default one again: at a cell's end, or when it is asked for."""
+        """At a cell's end: the pool's group is the default one again."""
         if self._hidden is not None:
             hidden, self._hidden = self._hidden, None
             if not isinstance(hidden, PartOfTheWorld):  # whose time ends with its cell

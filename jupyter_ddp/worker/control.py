@@ -83,7 +83,7 @@ class ControlThread:
         frame: FrameType | None = sys._current_frames().get(self._main or 0)
         while frame is not None:
             if self._is_cell_file(frame.f_code.co_filename):
-                self._journal.line = frame.f_lineno
+                self._journal.line = frame.f_lineno or 0
                 return
             frame = frame.f_back
 

@@ -28,10 +28,7 @@ COLLECTIVE_TIMEOUT = timedelta(days=7)
 """A user at a breakpoint is no fault: waits are bounded by the pool, not by torch."""
 STORE_TIMEOUT = timedelta(seconds=60)
 
-_PEER_GONE = re.compile(
-    r"Connection closed by peer|Connection reset by peer|Broken pipe|Socket closed|"
-    r"gloo/transport/tcp|NCCL communicator was aborted|Software caused connection abort"
-)
+_PEER_GONE = re.compile(r"gloo/transport/|Connection closed by peer \[|NCCL communicator was aborted")
 # What has to be set before the first NCCL group: a communicator that fails must not end the process.
 _NCCL_ENVIRON = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
@@ -126,25 +123,29 @@ class Group:
             return
         self.broken = True
         if self.backend == "nccl":
-            c10d._abort_process_group()
+            for group in list(c10d._world.pg_names):
+                with contextlib.suppress(RuntimeError, AttributeError):  # ended already, or our stand-in
+                    group.abort()
         for fd in _socket_fds():
             with contextlib.suppress(OSError):
                 self._shut_down(fd)
 
     def _shut_down(self, fd: int) -> None:
-        with socket.socket(fileno=os.dup(fd)) as sock:
+        with _look_at(fd) as sock:
             if sock.family not in (socket.AF_INET, socket.AF_INET6) or _listens(sock):
                 return
             accepted = sock.getsockname()[1] in self._gloo_ports
-            # A rank that waits in the store (new_group, store.get) is freed by ending its client.
-            if accepted or tuple(sock.getpeername()[:2]) == self._address:
+            # A rank that waits in the store (new_group, store.get) is freed by ending its client, which
+            # is an IPv6 socket also where the address is 127.0.0.1.
+            host, port = sock.getpeername()[:2]
+            if accepted or (host.removeprefix("::ffff:"), port) == self._address:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def blames_peer(self, error: BaseException) -> bool:
         """The exception says that the group is gone, not that this rank did something wrong."""
         if not isinstance(error, RuntimeError):
             return False
-        return self.broken or _PEER_GONE.search(str(error)) is not None
+        return self.broken or isinstance(error, dist.DistError) or bool(_PEER_GONE.search(str(error)))
 
 
 def _socket_fds() -> Iterator[int]:
@@ -154,6 +155,15 @@ def _socket_fds() -> Iterator[int]:
                 yield int(entry.name)
 
 
+def _look_at(fd: int) -> socket.socket:
+    """A socket object for a descriptor that is somebody else's.
+
+    With SOCK_NONBLOCK given Python leaves the descriptor's flags alone; else `socket.setdefaulttimeout`
+    would make every socket of this process non-blocking.
+    """
+    return socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK, fileno=os.dup(fd))
+
+
 def _listens(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
@@ -161,7 +171,7 @@ def _listens(sock: socket.socket) -> bool:
 def _listening_ports() -> set[int]:
     ports: set[int] = set()
     for fd in _socket_fds():
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+        with contextlib.suppress(OSError), _look_at(fd) as sock:
             if sock.family in (socket.AF_INET, socket.AF_INET6) and _listens(sock):
                 ports.add(sock.getsockname()[1])
     return ports

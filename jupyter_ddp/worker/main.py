@@ -62,6 +62,8 @@ def begin(cells_fd: int, control_fd: int, page_fd: int, agent_pid: int) -> None:
     _end_with(agent_pid)
     journal = Journal(memoryview(mmap.mmap(page_fd, PAGE_BYTES)))
     os.close(page_fd)
+    for fd in (cells_fd, control_fd):  # passed descriptors are inheritable: no business of a command's
+        os.set_inheritable(fd, False)
     cells = socket.socket(fileno=cells_fd)
     control = socket.socket(fileno=control_fd)
     orders = _orders(cells)
@@ -208,6 +210,9 @@ class Worker:
             # Its traceback holds what the cell was in the middle of: a DataLoader's workers, say.
             self._shell.forget_last_error()
             return "interrupted", m.CellError("KeyboardInterrupt", "", line, [])
+        except Exception as failure:  # noqa: BLE001  # around the cell: its group, its event loop
+            self._gate.close()
+            error = self._shell.note_failure(failure)
         if error is None:
             return "ok", None
         if error.ename == "SystemExit":
@@ -220,6 +225,12 @@ class Worker:
 
     def _run_members(self, order: m.RunCell) -> m.CellError | None:
         if not order.members or not dist.is_initialized():
+            return self._shell.run(order)
+        if self._group.broken:
+            self._shell.user_ns["group"] = None
+            self._outbox.say(
+                m.Notice, text="no process group: it was broken, and is formed again by %ddp restart"
+            )
             return self._shell.run(order)
         group = self._partial.group(order.members, self._group.generation)
         self._shell.user_ns["group"] = group

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any
@@ -35,6 +36,8 @@ class Outbox:
         self._last_flush = 0.0
         self._armed = False
         self._forked = False
+        self._acting = False
+        self._later: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self.rank = 0
         self.generation = 0
         self.cell = m.NO_CELL
@@ -47,19 +50,40 @@ class Outbox:
         """Bytes for sys.stdout or sys.stderr."""
         if self._forked:
             os.write(1 if stream == "stdout" else 2, data)
-            return
+        else:
+            self._exclusively(self._write, stream, data)
+
+    def _write(self, stream: m.Stream, data: bytes) -> None:
+        self._keep(stream, data)
+        now = time.monotonic()
+        if now - self._last_flush > FLUSH_INTERVAL_S:
+            self._send_waiting(now)
+        elif not self._armed:
+            self._armed = True
+            self.wake()
+
+    def _exclusively(self, act: Callable[..., None], *args: Any) -> None:
+        """One at a time, and whole: an interrupt waits, and so does who speaks in the midst of it.
+
+        A signal handler or a finalizer of the user's may print while this thread is sending: what it
+        has to say comes after.
+        """
         mine = get_ident() == self._main
         if mine:
             self._gate.shield()
         try:
             with self._lock:
-                self._keep(stream, data)
-                now = time.monotonic()
-                if now - self._last_flush > FLUSH_INTERVAL_S:
-                    self._send_waiting(now)
-                elif not self._armed:
-                    self._armed = True
-                    self.wake()
+                if self._acting:
+                    self._later.append((act, args))
+                    return
+                self._acting = True
+                try:
+                    act(*args)
+                    while self._later:
+                        act, args = self._later.popleft()
+                        act(*args)
+                finally:
+                    self._acting = False
         finally:
             if mine:
                 self._gate.unshield()
@@ -81,18 +105,12 @@ class Outbox:
 
     def flush(self) -> None:
         """Send what waits in the page."""
-        if self._forked:
-            return
-        mine = get_ident() == self._main
-        if mine:
-            self._gate.shield()
-        try:
-            with self._lock:
-                self._armed = False
-                self._send_waiting(time.monotonic())
-        finally:
-            if mine:
-                self._gate.unshield()
+        if not self._forked:
+            self._exclusively(self._flush)
+
+    def _flush(self) -> None:
+        self._armed = False
+        self._send_waiting(time.monotonic())
 
     def _send_waiting(self, now: float) -> None:
         journal = self._journal
@@ -114,18 +132,12 @@ class Outbox:
 
     def say(self, kind: type[m.FromRank], **fields: Any) -> None:
         """Send a message of this kind, behind all output so far. ValueError: it is too large."""
-        if self._forked:
-            return
-        mine = get_ident() == self._main
-        if mine:
-            self._gate.shield()
-        try:
-            with self._lock:
-                self._send_waiting(time.monotonic())
-                self._send(kind, **fields)
-        finally:
-            if mine:
-                self._gate.unshield()
+        if not self._forked:
+            self._exclusively(self._say, kind, fields)
+
+    def _say(self, kind: type[m.FromRank], fields: dict[str, Any]) -> None:
+        self._send_waiting(time.monotonic())
+        self._send(kind, **fields)
 
     def _send(self, kind: type[m.FromRank], **fields: Any) -> None:
         self._send_as(kind, self.generation, self.cell, **fields)

@@ -28,6 +28,8 @@ from traitlets.config import Config
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.worker.tracebacks import user_traceback
 
+_MAX_ERROR_CHARS = 256 * 1024
+
 
 class RankDisplayHook(DisplayHook):
     """The value of a cell's last expression."""
@@ -144,10 +146,16 @@ class RankShell(InteractiveShell):
 
     def _run_in_loop(self, coroutine: Any) -> Any:
         """One event loop for all cells, so that what a cell leaves in it goes on in the next."""
-        if self._loop is None:
+        if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.new_event_loop()
             asyncio.set_event_loop(self._loop)
-        return self._loop.run_until_complete(coroutine)
+        task = self._loop.create_task(coroutine)
+        try:
+            return self._loop.run_until_complete(task)
+        except KeyboardInterrupt:
+            task.cancel()  # or it would go on inside the next cell
+            self._loop.run_until_complete(asyncio.wait([task], timeout=1))
+            raise
 
     def forget_last_error(self) -> None:
         """A traceback holds every tensor of its frames: the failed cell's go when the next begins."""
@@ -178,7 +186,14 @@ class RankShell(InteractiveShell):
                 lines = self.InteractiveTB.structured_traceback(kind, error, shown, tb_offset=0)
             except Exception as broken:  # noqa: BLE001  # the user's own __str__ or __repr__ may raise anything
                 lines = [f"{kind.__name__} (its text could not be made: {type(broken).__name__})"]
-        self._failure = m.CellError(kind.__name__, _text_of(error), line, [str(text) for text in lines])
+        traceback = [_sendable(str(text)) for text in lines]
+        self._failure = m.CellError(kind.__name__, _sendable(_text_of(error)), line, traceback)
+
+    def note_failure(self, error: Exception) -> m.CellError:
+        """What went wrong around the cell's code, as an error of the cell."""
+        self._note_error(type(error), error, error.__traceback__)
+        assert self._failure is not None
+        return self._failure
 
     def is_cell_file(self, filename: str) -> bool:
         """The name that a cell's code was compiled under."""
@@ -240,6 +255,11 @@ def _text_of(error: BaseException) -> str:
         return str(error)
     except Exception as broken:  # noqa: BLE001  # the user's own __str__ may raise anything
         return f"(its text could not be made: {type(broken).__name__})"
+
+
+def _sendable(text: str) -> str:
+    """Text that every message can carry: of bounded length, without lone surrogates."""
+    return text[:_MAX_ERROR_CHARS].encode("utf-8", "backslashreplace").decode()
 
 
 def _no_input(prompt: object = "") -> NoReturn:

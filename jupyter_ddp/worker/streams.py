@@ -130,7 +130,7 @@ class Streams:
     def after_fork(self) -> None:
         """In a process that the user's code forked: fd 1 and 2, line by line, as Python has them."""
         for name, fd in _FDS.items():
-            stream = open(  # noqa: SIM115, PTH123  # lives as long as the process; a descriptor, no path
+            stream = open(  # noqa: SIM115  # lives as long as the process; a descriptor, no path
                 fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", newline="\n", closefd=False
             )
             setattr(sys, name, stream)

@@ -206,6 +206,14 @@ def test_an_interrupt_while_starting_undoes_the_start(desk: Desk) -> None:
     assert desk.dies(1) == [ev.StartFinished("interrupted")]
 
 
+def test_a_rank_born_after_the_order_to_end_it_is_killed(desk: Desk) -> None:
+    """An interrupt while ranks are forked: who is born late is ended like the others."""
+    desk.start(1)
+    assert desk.interrupt() == [kills(0)]
+    assert desk.forks(0) == [kills(0)]
+    assert desk.dies(0) == [ev.StartFinished("interrupted")]
+
+
 def test_a_rank_withdrawn_before_its_birth_counts_as_ended(desk: Desk) -> None:
     """An agent that has not forked yet reports an exit without a PID: the undoing need not wait."""
     desk.start(1)
