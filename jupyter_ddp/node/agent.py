@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import assert_never
 
 from jupyter_ddp.core import codec
@@ -156,11 +156,20 @@ class Agent:
             case m.Tell():
                 self._tell(order)
             case m.SignalRanks():
+                if order.signal == signal.SIGKILL:
+                    self._withdraw(order.ranks)
                 for rank in order.ranks:
                     if rank in self._ranks:
                         self._ranks[rank].signal(order.signal, order.group)
             case _:
                 assert_never(order)
+
+    def _withdraw(self, ranks: Sequence[int]) -> None:
+        """Ranks that are to be killed and still wait for the preload never come to be."""
+        for order in self._start_waiting:
+            for place in [place for place in order.places if place.rank in ranks]:
+                order.places.remove(place)
+                self._say(m.WorkerExited(place.rank, 0, signal.SIGKILL, m.NO_CELL, 0, "", 0))
 
     def _tell(self, order: m.Tell) -> None:
         command = order.command
@@ -210,6 +219,7 @@ class Agent:
         told = self._forkserver.read()
         if told is None:
             self._selector.unregister(self._forkserver.link)
+            self._forkserver.wait()
             self._forkserver.read_stderr()
             self._forkserver_lost = True
             for process in [p for p in self._processes if not p.pid]:
@@ -343,7 +353,7 @@ class Agent:
 
     def _forget(self, process: RankProcess) -> None:
         for fd in (process.cells.fileno(), process.pidfd, *process.pipes.values()):
-            if fd in self._selector.get_map():
+            if fd >= 0 and fd in self._selector.get_map():
                 self._selector.unregister(fd)
         if self._ranks.get(process.rank) is process:
             del self._ranks[process.rank]

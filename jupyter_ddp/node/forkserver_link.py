@@ -87,10 +87,14 @@ class Forkserver:
     def stderr(self) -> str:
         return self._stderr.decode("utf-8", "replace").strip()
 
+    def wait(self) -> None:
+        """It has closed its end: its last words are written when its process has ended too."""
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the system does not end it: nor can we
+            self.process.wait(1.0)
+
     def close(self) -> None:
         """End it. Ranks that it forked live on."""
         self.link.close()
         self.process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # the system does not end it: nor can we
-            self.process.wait(1.0)
+        self.wait()
         os.close(self.stderr_fd)

@@ -33,6 +33,7 @@ class RankProcess:
         self.pidfd = -1
         self.cell = m.NO_CELL
         self.busy = False
+        self._doomed = False  # an order to kill it came before it was born
         self.closed = False
         self.ended: set[m.Stream] = set()
         """Pipes that nothing more will come from."""
@@ -79,6 +80,8 @@ class RankProcess:
     def born(self, pid: int) -> None:
         """It exists: a child of ours, which nobody else reaps."""
         self.pid, self.pidfd = pid, os.pidfd_open(pid)
+        if self._doomed:
+            self.signal(signal.SIGKILL, group=True)
 
     # -- talking ---------------------------------------------------------------------------------
 
@@ -145,6 +148,7 @@ class RankProcess:
     def signal(self, number: int, group: bool) -> None:
         """Signal the rank's process, and with `group` all that it started in its process group."""
         if self.pidfd < 0:
+            self._doomed |= number == signal.SIGKILL
             return
         try:
             if group:

@@ -5,6 +5,7 @@ The agent's forkserver imports this module and calls `begin` in each rank that i
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import select
@@ -18,13 +19,15 @@ from typing import Any
 from jupyter_ddp.core import codec
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.journal import PAGE_BYTES, Journal
-from jupyter_ddp.node.linux import die_with_parent
 from jupyter_ddp.worker.control import ControlThread
 from jupyter_ddp.worker.interrupts import InterruptGate
 from jupyter_ddp.worker.outbox import Outbox
 
 # The forkserver imports these when it is idle. What is None here cannot be imported, which it takes well.
 sys.modules.update(dict.fromkeys(("torch", "sympy", "stack_data", "pygments", "matplotlib_inline")))  # type: ignore[arg-type]
+
+
+PR_SET_PDEATHSIG = 1
 
 
 class NoGroup:
@@ -43,7 +46,7 @@ def begin(cells_fd: int, control_fd: int, page_fd: int, agent_pid: int) -> None:
     while os.getppid() != agent_pid:
         assert time.monotonic() < deadline
         select.select([], [], [], 0.0005)
-    die_with_parent(signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != agent_pid:
         os._exit(1)
     journal = Journal(memoryview(mmap.mmap(page_fd, PAGE_BYTES)))

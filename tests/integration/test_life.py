@@ -109,7 +109,7 @@ def test_stop_and_start(nb: NotebookKernel) -> None:
 
 
 def test_stop_ends_children_of_ranks(nb: NotebookKernel) -> None:
-    """Children that a rank's cell started end with the pool, and are reaped."""
+    """Children that a rank's cell started end with the pool, in sessions of their own too."""
     nb.ranks(
         "import subprocess\nchildren = [subprocess.Popen(['sleep', '300']),"
         " subprocess.Popen(['sleep', '301'], start_new_session=True)]"
@@ -117,9 +117,7 @@ def test_stop_ends_children_of_ranks(nb: NotebookKernel) -> None:
     pids = [pid for found in nb.ranks("[c.pid for c in children]").values for pid in found]
     assert set(pids) <= set(nb.others())
     nb.good("%ddp stop", 30)
-    eventually(lambda: not set(pids[::2]) & set(nb.others()), GONE_S)
-    for pid in pids[1::2]:  # what left the rank's process group ends with the notebook kernel at the latest
-        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not set(pids) & set(nb.others()), GONE_S)
     nb.good("%ddp start -n 4", 60)
 
 
@@ -154,7 +152,8 @@ def test_interrupt(kernel: NotebookKernel, busy: str, live: bool) -> None:
     assert cell.error.startswith("RankError: rank")
     assert "interrupted" in cell.error
     assert kernel.rank_pids() == before
-    assert kernel.ranks("kept").values == [[r] for r in range(4)]
+    # Python's own subprocess.run reaps a child that it killed when the next one is started.
+    assert kernel.ranks("import subprocess; subprocess.run(['true'])\nkept").values == [[r] for r in range(4)]
     assert kernel.ranks(REDUCE).values == [4.0] * 4
     eventually(
         lambda: "sleep 300" not in map(command_of, kernel.others()), 3, "the end of what the cell had started"

@@ -370,8 +370,8 @@ def test_when_a_rank_dies_the_others_are_freed_after_one_second(three: Desk) -> 
     assert three.after(p.PEER_DIED_TIMEOUT_S) == [breaks(1, 0, 2)]
     three.ends(0, "interrupted", broken=True)
     effects = three.ends(2, "interrupted", broken=True)
-    (ended,) = effects
-    assert isinstance(ended, ev.CellEnded)
+    ended = only(effects, ev.CellEnded)
+    assert tells(effects, m.FormGroup) == []
     assert ended.verdicts == {0: "interrupted", 1: "died", 2: "interrupted"}
     assert [exit.rank for exit in ended.deaths] == [1]
     assert ended.reasons == {0: "blocked by rank 1", 2: "blocked by rank 1"}
@@ -436,12 +436,13 @@ def test_a_cell_submitted_while_the_group_is_formed_waits_for_it(three: Desk) ->
 
 
 def test_a_cell_that_waits_is_refused_when_a_rank_of_it_dies(three: Desk) -> None:
-    """The death is told first, then the refusal."""
+    """The death is told first; the living give up forming; then comes the refusal."""
     three.run(0)
     three.ends(0, broken=True)
     three.run(0, 1, 2)
-    died, refused = three.dies(1)
+    died, free, refused = three.dies(1)
     assert died == ev.Announced("rank 1 died: killed by SIGKILL")
+    assert free == breaks(2, 0, 2)
     assert isinstance(refused, ev.CellRefused)
 
 
@@ -580,6 +581,7 @@ def test_a_resize_is_told_at_once_where_an_old_rank_has_died_in_it(three: Desk) 
     effects = three.dies(1)
     assert effects == [
         kills(3),
+        breaks(1, 0, 2),
         ev.StartFinished("rank 1 ended before the pool was up: killed by SIGKILL"),
     ]
     assert three.pool.phase is p.Phase.READY
