@@ -136,8 +136,13 @@ class RankShell(InteractiveShell):
         self.events.trigger("post_execute")
         self.events.trigger("post_run_cell", result)
         error = result.error_before_exec or result.error_in_exec
+        # A frame of the traceback holds `result`: with the error in it, a cycle would keep all it refers to.
+        result.error_before_exec = result.error_in_exec = None
         if isinstance(error, KeyboardInterrupt):
-            raise error
+            try:
+                raise error
+            finally:
+                del error, result
         if error is None:
             return self._failure
         if self._failure is None:
