@@ -443,8 +443,7 @@ class Cluster:
         for waiter in (self._starting, self._stopping):
             if waiter is not None:
                 waiter.finish("the cluster was closed")
-        if self._pool.phase is not p.Phase.STOPPED:
-            self._pool = p.Pool()
+        self._pool = p.Pool()  # news of this one's processes is none of the next one's
         if self._rendezvous is not None:
             self._rendezvous.close()
             self._rendezvous = None

@@ -62,6 +62,7 @@ class Exchange:
         self._events: deque[Event] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closing = False
+        self._waking = threading.Lock()
         self.lost_reason = ""
         """Why a node agent is gone."""
         self._poll = select.poll()
@@ -80,8 +81,12 @@ class Exchange:
     def post(self, event: Event) -> None:
         """Have the pool handle an event."""
         self._events.append(event)
-        if not self._closing:
-            os.eventfd_write(self._wake_fd, 1)
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._waking:
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
 
     @property
     def lost(self) -> bool:
@@ -93,9 +98,11 @@ class Exchange:
         if self._closing:
             return
         self._closing = True
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake()
         self._thread.join(timeout=5)
-        os.close(self._wake_fd)
+        with self._waking:  # nobody writes to its number when it is somebody else's
+            os.close(self._wake_fd)
+            self._wake_fd = -1
         for connection in self._connections.values():
             connection.node.close()
 
