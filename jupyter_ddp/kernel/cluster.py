@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import threading
@@ -274,7 +275,6 @@ class Cluster:
     ) -> None:
         waiter = self._starting = _Waiter()
         began = time.monotonic()
-        self._post(request)
 
         def wait(timeout_s: float) -> bool:
             done = waiter.wait(timeout_s)
@@ -282,22 +282,29 @@ class Cluster:
                 on_progress(time.monotonic() - began, self.status())
             return done
 
-        self._wait_interruptibly(wait, p.START_TIMEOUT_S + p.KILL_TIMEOUT_S + p.FORM_TIMEOUT_S)
+        with self._interrupts_to_the_pool():
+            self._post(request)
+            _wait_for(wait, p.START_TIMEOUT_S + p.KILL_TIMEOUT_S + p.FORM_TIMEOUT_S)
         self._starting = None
         if waiter.error:
             raise PoolError(waiter.error)
 
-    def _wait_interruptibly(self, wait: Callable[[float], bool], limit_s: float) -> None:
-        """Wait for the exchange; an interrupt of the notebook kernel goes to the pool instead."""
-        deadline = time.monotonic() + limit_s
-        while True:
-            try:
-                while not wait(_WAIT_STEP_S):
-                    if time.monotonic() > deadline:
-                        raise PoolError("the pool does not answer; %ddp restart starts anew")
-                return
-            except KeyboardInterrupt:
-                self._post(ev.InterruptRequested())
+    @contextlib.contextmanager
+    def _interrupts_to_the_pool(self) -> Iterator[None]:
+        """Inside, the notebook's interrupt button is the pool's affair, and raises nothing here.
+
+        A KeyboardInterrupt could come between any two steps of ours, and leave a cell that nobody
+        follows; what the handler does instead (see `Exchange.post`) may be done at any moment.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, lambda *_: self.interrupt())
+        try:
+            yield
+        finally:
+            # None: a handler of C code's, which Python cannot name; Python's own takes its place.
+            signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
     # -- cells -----------------------------------------------------------------------------------
 
@@ -330,8 +337,9 @@ class Cluster:
         weakref.finalize(record.log, file.close)
         execution = Execution(record)
         self._remember(execution)
-        self._post(ev.CellRequested(record.cell, ranks, prepared.source, prepared.awaits, count))
-        self._follow(execution, on_news)
+        with self._interrupts_to_the_pool():
+            self._post(ev.CellRequested(record.cell, ranks, prepared.source, prepared.awaits, count))
+            self._follow(execution, on_news)
         if execution.refusal:
             raise PoolError(execution.refusal)
         if check:
@@ -352,13 +360,10 @@ class Cluster:
             del self._executions[cell]
 
     def _follow(self, execution: Execution, on_news: Callable[[CellRecord, bool], None] | None) -> None:
-        """Until the cell has ended everywhere. An interrupt goes to the ranks, and the wait goes on."""
+        """Until the cell has ended everywhere."""
         follow = Follower(execution, on_news)
         while not execution.done:
-            try:
-                follow.step()
-            except KeyboardInterrupt:
-                self.interrupt()
+            follow.step()
         if on_news is not None and not execution.refusal:
             on_news(execution.record, True)
 
@@ -378,8 +383,9 @@ class Cluster:
         if self._exchange is None:
             return
         waiter = self._stopping = _Waiter()
-        self._post(ev.StopRequested())
-        self._wait_interruptibly(waiter.wait, _CLOSE_TIMEOUT_S)
+        with self._interrupts_to_the_pool():
+            self._post(ev.StopRequested())
+            _wait_for(waiter.wait, _CLOSE_TIMEOUT_S)
         self._stopping = None
         if waiter.error:
             raise PoolError(waiter.error)
@@ -406,7 +412,7 @@ class Cluster:
         if self._pool.phase is p.Phase.STOPPED:
             return self.start(n)
         with self._changing_alone():
-            self._wait_interruptibly(self._is_formed, p.FORM_TIMEOUT_S)
+            _wait_for(self._is_formed, p.FORM_TIMEOUT_S)
             plan = self._plan(n, None, None)
             if n != self._pool.world_size:
                 self._come_up(ev.ResizeRequested(plan, self._surroundings(plan)))
@@ -594,13 +600,21 @@ class Follower:
         self._pause_s = self.FIRST_S
 
     def step(self) -> None:
-        """Wait for news, and pass it on. May be interrupted at any moment and called again."""
+        """Wait for news, and pass it on."""
         execution = self._execution
         if self._on_news is None:
             execution.wait_done(1.0)
         elif execution.wait_news(1.0) and not execution.wait_done(self._pause_s):
             self._pause_s = self.INTERVAL_S
             self._on_news(execution.record, False)
+
+
+def _wait_for(wait: Callable[[float], bool], limit_s: float) -> None:
+    """Wait for the exchange's thread. Raises PoolError when it takes longer than any of its own bounds."""
+    deadline = time.monotonic() + limit_s
+    while not wait(_WAIT_STEP_S):
+        if time.monotonic() > deadline:
+            raise PoolError("the pool does not answer; %ddp restart starts anew")
 
 
 def check_world_size(n: int, running: int = 0) -> None:

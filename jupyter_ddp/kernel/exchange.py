@@ -62,7 +62,7 @@ class Exchange:
         self._events: deque[Event] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closing = False
-        self._waking = threading.Lock()
+        self._waking = threading.RLock()  # a signal handler may post in the midst of a post
         self.lost_reason = ""
         """Why a node agent is gone."""
         self._poll = select.poll()
