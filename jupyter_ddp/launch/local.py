@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jupyter_ddp.core.errors import PoolError
+from jupyter_ddp.core.faults import signal_name
 
 PRELOAD = (
     "torch",
@@ -70,7 +71,7 @@ class LocalNode:
             return f"the node agent (process {self.process.pid}) does not answer"
         self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - _STDERR_BYTES))
         words = self._stderr.read().decode("utf-8", "replace").strip()
-        how = f"was killed by signal {-status}" if status < 0 else f"exited with code {status}"
+        how = f"was killed by {signal_name(-status)}" if status < 0 else f"exited with code {status}"
         last = words.rpartition("\n")[2]
         return f"the node agent {how}" + (f": {last}" if last else "") + "; %ddp restart starts anew"
 
