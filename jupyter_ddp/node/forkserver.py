@@ -28,6 +28,8 @@ from jupyter_ddp.node.heap import settle
 FDS_PER_RANK = 5
 MAX_BATCH = 40  # Linux passes at most 253 descriptors in one message
 
+_PATIENCE_S = 1.0
+"""So long after its first stage it waits for a request: a user who runs a cell at once is served at once."""
 FORK, GO_ON = b"fork", b"go on"
 
 _LATER_STEPS = (
@@ -65,9 +67,11 @@ def _serve(link: socket.socket, preload: Sequence[str], entry: str) -> None:
     filling = settle(collect=False)
     _say(link, "torch", time.monotonic() - started)
     steps = list(_LATER_STEPS)
-    paused = False
+    settled_at = len(steps)
+    paused, patience_s = False, _PATIENCE_S
     while True:
-        readable = select.select([link], [], [], 0 if steps and not paused else None)[0]
+        readable = select.select([link], [], [], patience_s if steps and not paused else None)[0]
+        patience_s = 0.0
         if readable:
             request, fds = _receive(link)
             if not request:
@@ -75,6 +79,9 @@ def _serve(link: socket.socket, preload: Sequence[str], entry: str) -> None:
             # What is imported from now on is not shared with ranks that exist: it would only cost.
             paused = request == FORK
             if paused:
+                if len(steps) < settled_at:
+                    filling += settle(collect=False)
+                    settled_at = len(steps)
                 pids = _fork_batch(fds, begin)
                 link.send(json.dumps({"pids": pids}).encode())
         else:

@@ -96,7 +96,7 @@ def _form(group: OldGroup, rank: int, store: Any, timeout: timedelta) -> Any:
         list(group.ranks),
         dist.Backend(group.backend),
         dist.PrefixStore(f"group {group.name}", store),  # type: ignore[attr-defined]  # its stub leaves it out
-        group_name=c10d.GroupName(group.name),
+        group_name=group.name,  # type: ignore[arg-type]  # a GroupName is a str; older torch has no such name
         timeout=timeout,
         pg_tag=group.tag.removeprefix("user:") or None,
         group_desc=group.description,

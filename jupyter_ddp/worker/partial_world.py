@@ -136,7 +136,8 @@ def _form(members: tuple[int, ...], generation: int) -> dist.ProcessGroup:
     torch's own name for it counts the groups that a rank is in, which differs from rank to rank here.
     """
     name = f"{OURS}{generation} " + ",".join(map(str, members))
-    c10d._process_group_name = lambda *_, **__: c10d.GroupName(name)
+    # A GroupName in newer torch, which is a str.
+    c10d._process_group_name = lambda *_, **__: name  # type: ignore[assignment]  # see above
     try:
         made = dist.new_group(list(members), use_local_synchronization=True)
     finally:
