@@ -355,9 +355,11 @@ class Cluster:
 
     def _remember(self, execution: Execution) -> None:
         self._executions[execution.record.cell] = execution
-        ended = [cell for cell, kept in list(self._executions.items()) if kept.done]
-        for cell in ended[: max(0, len(self._executions) - RECORDS_KEPT)]:
-            del self._executions[cell]
+        surplus = len(self._executions) - RECORDS_KEPT
+        if surplus > 0:
+            ended = (cell for cell, kept in list(self._executions.items()) if kept.done)
+            for cell in list(itertools.islice(ended, surplus)):
+                self._executions.pop(cell, None)
 
     def _follow(self, execution: Execution, on_news: Callable[[CellRecord, bool], None] | None) -> None:
         """Until the cell has ended everywhere."""

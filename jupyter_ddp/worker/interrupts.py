@@ -7,6 +7,7 @@ neither end the rank nor tear a message in two.
 from __future__ import annotations
 
 import signal
+from _signal import getsignal  # without signal's look-up in an enum, which takes a tenth of a no-op cell
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -25,7 +26,7 @@ class InterruptGate:
 
     def install(self) -> None:
         """Take SIGINT (again: a cell may have set a handler of its own)."""
-        if signal.getsignal(signal.SIGINT) is not self._handler:
+        if getsignal(signal.SIGINT) is not self._handler:
             signal.signal(signal.SIGINT, self._handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

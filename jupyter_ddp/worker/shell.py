@@ -123,7 +123,7 @@ class RankShell(InteractiveShell):
 
     def run(self, order: m.RunCell) -> m.CellError | None:
         """Run a cell; give what it raised, if anything. KeyboardInterrupt is raised through."""
-        self.current_source, self._failure, self.raised = order.source, None, None
+        self.current_source, self._failure = order.source, None
         self.execution_count = order.count or order.cell
         self.forget_last_error()
         coroutine = self.run_cell_async(
@@ -164,6 +164,8 @@ class RankShell(InteractiveShell):
 
     def forget_last_error(self) -> None:
         """A traceback holds every tensor of its frames: the failed cell's go when the next begins."""
+        if self.raised is None:
+            return
         for name in ("last_type", "last_value", "last_traceback", "last_exc"):
             if hasattr(sys, name):
                 delattr(sys, name)
