@@ -175,7 +175,7 @@ def chatter(figures: Figures, session: Session, seconds: float) -> None:
 
 def memory(figures: Figures, size: Size) -> None:
     """PSS of every process that the notebook kernel started (so the agent and the forkserver count too, and
-    ipyparallel's controller) over 8 ranks, 2 s after their first cell. torchrun's while its script waits.
+    ipyparallel's controller) over 8 ranks, 2 s after their first cell.
     """
     with _begin(figures, OURS, 8) as session:
         figures.add("memory 8 jupyter_ddp", session.pss_per_rank_bytes())
@@ -185,11 +185,6 @@ def memory(figures: Figures, size: Size) -> None:
         figures.add("memory 8 later jupyter_ddp", session.pss_per_rank_bytes())
     with _begin(figures, IPYPARALLEL, 8) as session:
         figures.add("memory 8 ipyparallel", session.pss_per_rank_bytes())
-    with _begin(figures, TORCHRUN, 8) as session:
-        cell = session.send("import time\nprint('WAITS', rank, 'END', flush=True)\ntime.sleep(8)")
-        session.kernel.wait(cell, 90, lambda c: len(set(re.findall(r"WAITS \d+ END", c.text))) == session.n)
-        figures.add("memory 8 torchrun", session.pss_per_rank_bytes())
-        session.kernel.wait(cell, 120)
 
 
 def first_constructor(figures: Figures, size: Size) -> None:
