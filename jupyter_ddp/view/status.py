@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from jupyter_ddp.core.topology import named
+
 _CHIPS = 32
 """Up to so many ranks are shown one by one."""
 
@@ -30,7 +32,9 @@ def status_text(ranks: Sequence[RankLine], backend: str, phase: str) -> str:
     rows += [(str(r.rank), str(r.pid), r.device, r.state) for r in ranks]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([f"{len(ranks)} rank{'s' if len(ranks) != 1 else ''}, {backend}, {phase}", *lines])
+    dead = [r.rank for r in ranks if r.state == "dead"]
+    state = f"{named(dead, '-')} died: %ddp restart" if dead else phase
+    return "\n".join([f"{len(ranks)} rank{'s' if len(ranks) != 1 else ''}, {backend}, {state}", *lines])
 
 
 _STEPS = {"waiting": "·", "forked": "◔", "connected": "◑"}

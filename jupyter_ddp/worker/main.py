@@ -28,7 +28,7 @@ from jupyter_ddp.worker.group import Group
 from jupyter_ddp.worker.interrupts import InterruptGate
 from jupyter_ddp.worker.late_imports import WithoutCollections
 from jupyter_ddp.worker.outbox import Outbox
-from jupyter_ddp.worker.partial_world import PartialWorlds
+from jupyter_ddp.worker.partial_world import PartialWorlds, RefusedCollective
 from jupyter_ddp.worker.shell import RankShell
 from jupyter_ddp.worker.streams import Streams
 from jupyter_ddp.worker.surroundings import apply_surroundings, torchrun_environ
@@ -218,7 +218,8 @@ class Worker:
         if error.ename == "SystemExit":
             return self._exited(error)
         raised = self._shell.raised
-        if raised is not None and self._group.blames_peer(raised):
+        refused = isinstance(raised, RefusedCollective)
+        if raised is not None and not refused and self._group.blames_peer(raised):
             self._group.broken = True
             return "interrupted", error
         return "error", error
@@ -226,15 +227,10 @@ class Worker:
     def _run_members(self, order: m.RunCell) -> m.CellError | None:
         if not order.members or not dist.is_initialized():
             return self._shell.run(order)
-        if self._group.broken:
-            self._shell.user_ns["group"] = None
-            self._outbox.say(
-                m.Notice, text="no process group: it was broken, and is formed again by %ddp restart"
-            )
-            return self._shell.run(order)
-        group = self._partial.group(order.members, self._group.generation)
+        broken = self._group.broken
+        group = None if broken else self._partial.group(order.members, self._group.generation)
         self._shell.user_ns["group"] = group
-        with self._partial.guarded(order.members):
+        with self._partial.guarded(order.members, broken):
             return self._shell.run(order)
 
     def _exited(self, error: m.CellError) -> tuple[str, m.CellError | None]:

@@ -18,18 +18,19 @@ from jupyter_ddp.core.topology import named
 from jupyter_ddp.worker.carry_over import OURS
 
 
+class RefusedCollective(RuntimeError):
+    """A collective that could not come to an end was not begun."""
+
+
 class PartOfTheWorld(dist.ProcessGroup):
     """Stands for the whole world in a cell on part of it: collectives raise instead of hanging."""
 
-    def __init__(self, rank: int, size: int, members: tuple[int, ...]) -> None:
+    def __init__(self, rank: int, size: int, why: str) -> None:
         super().__init__(rank, size)  # type: ignore[call-arg]  # torch's stub knows only the other overload
-        self._members = members
+        self._why = why
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError(
-            f"this cell runs on {named(self._members, '-')} only, the others would never join: "
-            "pass group=group, the process group of just these ranks"
-        )
+        raise RefusedCollective(self._why)
 
     # Functional collectives look the group up by its name.
     group_name = property(_refuse)
@@ -82,11 +83,17 @@ class PartialWorlds:
         return self._groups[members]
 
     @contextmanager
-    def guarded(self, members: tuple[int, ...]) -> Iterator[None]:
+    def guarded(self, members: tuple[int, ...], broken: bool) -> Iterator[None]:
         """Inside, a collective on the whole world raises at once on this rank."""
         world = dist.GroupMember.WORLD
         assert world is not None
-        stand_in = PartOfTheWorld(world.rank(), world.size(), members)
+        why = (
+            f"this cell runs on {named(members, '-')} only, the others would never join: "
+            "pass group=group, the process group of just these ranks"
+        )
+        if broken:
+            why = "there is no process group: it was broken when a rank died; %ddp restart forms it again"
+        stand_in = PartOfTheWorld(world.rank(), world.size(), why)
         state = c10d._world
         tables: tuple[dict[Any, Any], ...] = (
             state.pg_map,

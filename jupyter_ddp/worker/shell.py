@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import types
+import warnings
 from typing import Any, NoReturn
 
 from IPython.core.displayhook import DisplayHook
@@ -93,6 +94,8 @@ class RankShell(InteractiveShell):
         config = Config({"HistoryManager": {"enabled": False}})
         super().__init__(config=config, user_module=main, **kwargs)
         self._loop: asyncio.AbstractEventLoop | None = None
+        # IPython's advice on sys.exit(), which on a rank only ends the cell.
+        warnings.filterwarnings("ignore", message="To exit: use")
         builtins.input = _no_input
         inspect.getfile = _getfile_of_cells(inspect.getfile)
 
