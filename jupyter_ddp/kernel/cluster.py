@@ -19,7 +19,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Self, assert_never
 
-import psutil
 from IPython.core.getipython import get_ipython
 from msgspec import Struct
 
@@ -29,7 +28,6 @@ from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.errors import PoolError, UsageError
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.core.topology import (
-    MAX_WORLD_SIZE,
     Plan,
     default_world_size,
     make_plan,
@@ -37,14 +35,14 @@ from jupyter_ddp.core.topology import (
     visible_gpus,
 )
 from jupyter_ddp.kernel.exchange import Exchange
+from jupyter_ddp.kernel.execution import Execution, Follower
+from jupyter_ddp.kernel.limits import check_world_size, usable_cores
 from jupyter_ddp.kernel.rendezvous import Rendezvous
 from jupyter_ddp.kernel.source import PreparedSource, prepare
 from jupyter_ddp.kernel.torch_import import TorchImport
 from jupyter_ddp.launch.local import LocalNode
 
 RECORDS_KEPT = 20
-RANK_BYTES = 64 * 1024 * 1024
-"""What a rank needs at the least before the user's own data: measured in docs/speed.md, rounded up."""
 _SPOOL_BYTES = 1024 * 1024
 _NODE_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 15.0
@@ -66,42 +64,6 @@ class _Waiter:
 
     def wait(self, timeout_s: float) -> bool:
         return self._event.wait(timeout_s)
-
-
-class Execution:
-    """One cell while it runs: its record, and the news of it."""
-
-    def __init__(self, record: CellRecord) -> None:
-        self.record = record
-        self.refusal = ""
-        self._news = threading.Event()
-        self._done = threading.Event()
-        self._something_shown = False
-
-    def tell(self, message: m.CellMessage) -> None:
-        """Wake who waits, unless all that happened is that a silent cell ended well on one more rank."""
-        if not isinstance(message, m.CellFinished) or message.verdict != "ok":
-            self._something_shown = True
-        if self._something_shown and not self._news.is_set():
-            self._news.set()
-
-    def finish(self) -> None:
-        self._done.set()
-        self._news.set()
-
-    @property
-    def done(self) -> bool:
-        return self._done.is_set()
-
-    def wait_done(self, timeout_s: float) -> bool:
-        return self._done.wait(timeout_s)
-
-    def wait_news(self, timeout_s: float) -> bool:
-        """True when something came since the last call."""
-        if not self._news.wait(timeout_s):
-            return False
-        self._news.clear()
-        return True
 
 
 class RankStatus(Struct, frozen=True):
@@ -242,7 +204,7 @@ class Cluster:
         backend = self._backend if backend is None else backend
         devices = self._devices if devices is None else devices
         gpus = visible_gpus(self._gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        count = n if n is not None else default_world_size(len(devices or gpus), _usable_cores())
+        count = n if n is not None else default_world_size(len(devices or gpus), usable_cores())
         check_world_size(count, self._pool.world_size)
         return make_plan(count, gpus, backend, devices)
 
@@ -590,47 +552,12 @@ class Cluster:
         execution.finish()
 
 
-class Follower:
-    """Paces what a waiting thread hears of a cell: soon after the first output, then ten times a second."""
-
-    FIRST_S = 0.05
-    """A cell that ends this soon after its first output is shown once, at its end."""
-    INTERVAL_S = 0.1
-
-    def __init__(self, execution: Execution, on_news: Callable[[CellRecord, bool], None] | None) -> None:
-        self._execution, self._on_news = execution, on_news
-        self._pause_s = self.FIRST_S
-
-    def step(self) -> None:
-        """Wait for news, and pass it on."""
-        execution = self._execution
-        if self._on_news is None:
-            execution.wait_done(1.0)
-        elif execution.wait_news(1.0) and not execution.wait_done(self._pause_s):
-            self._pause_s = self.INTERVAL_S
-            self._on_news(execution.record, False)
-
-
 def _wait_for(wait: Callable[[float], bool], limit_s: float) -> None:
     """Wait for the exchange's thread. Raises PoolError when it takes longer than any of its own bounds."""
     deadline = time.monotonic() + limit_s
     while not wait(_WAIT_STEP_S):
         if time.monotonic() > deadline:
             raise PoolError("the pool does not answer; %ddp restart starts anew")
-
-
-def check_world_size(n: int, running: int = 0) -> None:
-    """Raise UsageError for a number of ranks that no pool, or not this machine, can have."""
-    if n < 1:
-        raise UsageError(f"-n {n}: a pool has at least one rank; write -n 1 or more")
-    if n > MAX_WORLD_SIZE:
-        raise UsageError(f"-n {n}: over the limit of {MAX_WORLD_SIZE} ranks; write fewer")
-    free = psutil.virtual_memory().available // RANK_BYTES + running
-    if n > free:
-        raise UsageError(
-            f"-n {n}: {n} ranks need about {n * RANK_BYTES / 2**30:.0f} GiB of memory, "
-            f"and there is room for {free} here; write -n {max(1, min(free, 4 * _usable_cores()))} or so"
-        )
 
 
 def _is_text(text: str) -> bool:
@@ -640,10 +567,6 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version_error(ready: m.NodeReady) -> str:

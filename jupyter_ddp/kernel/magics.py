@@ -11,8 +11,9 @@ from traitlets import Enum
 
 from jupyter_ddp.core.errors import PoolError, UsageError
 from jupyter_ddp.core.record import CellRecord
-from jupyter_ddp.kernel.cluster import Cluster, check_world_size
+from jupyter_ddp.kernel.cluster import Cluster
 from jupyter_ddp.kernel.display import CellDisplay, StartDisplay
+from jupyter_ddp.kernel.limits import check_world_size
 from jupyter_ddp.kernel.options import (
     CellOptions,
     CommandOptions,

@@ -1,0 +1,32 @@
+"""How many ranks this machine can have."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+from jupyter_ddp.core.errors import UsageError
+from jupyter_ddp.core.topology import MAX_WORLD_SIZE
+
+RANK_BYTES = 64 * 1024 * 1024
+"""What a rank needs at the least before the user's own data: measured in docs/speed.md, rounded up."""
+
+
+def check_world_size(n: int, running: int = 0) -> None:
+    """Raise UsageError for a number of ranks that no pool, or not this machine, can have."""
+    if n < 1:
+        raise UsageError(f"-n {n}: a pool has at least one rank; write -n 1 or more")
+    if n > MAX_WORLD_SIZE:
+        raise UsageError(f"-n {n}: over the limit of {MAX_WORLD_SIZE} ranks; write fewer")
+    free = psutil.virtual_memory().available // RANK_BYTES + running
+    if n > free:
+        raise UsageError(
+            f"-n {n}: {n} ranks need about {n * RANK_BYTES / 2**30:.0f} GiB of memory, "
+            f"and there is room for {free} here; write -n {max(1, min(free, 4 * usable_cores()))} or so"
+        )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
