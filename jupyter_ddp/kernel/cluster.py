@@ -395,7 +395,7 @@ class Cluster:
         magics.cluster = self
 
     def _is_formed(self, timeout_s: float) -> bool:
-        """Wait until no group is being formed; True when that is so."""
+        """Wait until no group is being formed; True when that is so. A poll will do: it is rarely asked."""
         deadline = time.monotonic() + timeout_s
         while self._pool.phase is p.Phase.FORMING and time.monotonic() < deadline:
             time.sleep(0.01)

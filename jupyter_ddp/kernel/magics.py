@@ -172,7 +172,7 @@ class DDPMagics(Magics):
         line = StartDisplay(self._is_live())
         try:
             choice = start(pool.n, backend=pool.backend, devices=pool.devices, on_progress=line.show)
-        except BaseException:
+        except BaseException:  # an interrupt too: the line must not go on saying "starting"
             line.fail()
             raise
         line.end(choice)

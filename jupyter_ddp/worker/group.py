@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -49,6 +50,8 @@ class Group:
     def __init__(self, surroundings: m.Surroundings) -> None:
         self._address = (surroundings.master_addr, surroundings.master_port)
         self._prefix = surroundings.run_id
+        self._lock = threading.Lock()
+        self._given_up = 0  # the last generation that was to be broken
         self.generation = 0
         self.backend: m.Backend = "gloo"
         self.world_size = 0
@@ -69,8 +72,13 @@ class Group:
         """Join the group of this generation; seconds it took. Raises what torch raises."""
         started = time.monotonic()
         old = note_groups()
+        with self._lock:  # an order to break the last generation that comes after this is too late
+            if order.generation <= self._given_up:
+                raise RuntimeError("the pool gave this group up before this rank came to form it")
+            self.generation = order.generation
         self.leave()
-        self.generation, self.backend = order.generation, order.backend
+        self.broken = False
+        self.backend = order.backend
         self.rank, self.world_size = order.place.rank, order.place.world_size
         host, port = self._address
         client = TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
@@ -90,7 +98,6 @@ class Group:
         )
         if order.generation > 1:  # all ranks take part, those that are new too
             carry_over(old, self.rank, self.world_size, store, COLLECTIVE_TIMEOUT)
-        self.broken = False
         return time.monotonic() - started
 
     def leave(self) -> None:
@@ -119,8 +126,12 @@ class Group:
         (every connection has one such end, and every rank is told). Never a listening socket: gloo
         aborts the process then.
         """
-        if generation != self.generation:
-            return
+        with self._lock:
+            self._given_up = max(self._given_up, generation)
+            if generation == self.generation:
+                self._break()
+
+    def _break(self) -> None:
         self.broken = True
         if self.backend == "nccl":
             for group in list(c10d._world.pg_names):

@@ -285,6 +285,23 @@ def test_a_rank_is_killed(nb: NotebookKernel) -> None:
     assert nb.ranks(REDUCE).values == [4.0] * 4
 
 
+def test_survivors_of_a_broken_group(nb: NotebookKernel) -> None:
+    """Where a death broke the group, `-t` keeps processes and variables; a collective there is refused."""
+    pids = nb.rank_pids()
+    nb.ranks("kept = rank + 40")
+    cell = nb.send(f"%%ddp\n{STARTED}if rank == 2:\n    import time\n    time.sleep(300)\n{REDUCE}")
+    nb.wait_for_files("started*", 4)
+    os.kill(pids[2], signal.SIGKILL)
+    nb.wait(cell, 8)
+    refused = nb.ranks("dist.all_reduce(torch.ones(1), group=group)", "-t 0,3", ok=False)
+    assert refused.all("verdict") == ["error", "error"]
+    assert "%ddp restart" in refused.cell.error
+    assert nb.ranks("import os; (kept, os.getpid())", "-t 0,1,3").values == [
+        (rank + 40, pids[rank]) for rank in (0, 1, 3)
+    ]
+    nb.good("%ddp restart", 60)
+
+
 def test_a_rank_is_killed_between_cells(nb: NotebookKernel) -> None:
     """The next cell runs nothing and says which rank died of what."""
     pids = nb.rank_pids()
