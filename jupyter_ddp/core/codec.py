@@ -62,7 +62,7 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
         """Add bytes; give the body of each frame that is now whole. Raises CorruptStream."""
         buffer = self._buffer
         buffer += data

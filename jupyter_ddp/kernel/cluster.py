@@ -245,7 +245,7 @@ class Cluster:
             return done
 
         with self._interrupts_to_the_pool():
-            self._post(request)
+            self._submit(request)
             _wait_for(wait, p.START_TIMEOUT_S + p.KILL_TIMEOUT_S + p.FORM_TIMEOUT_S)
         self._starting = None
         if waiter.error:
@@ -298,10 +298,11 @@ class Cluster:
         # Whoever holds the record, or one rank's part of it, can read it.
         weakref.finalize(record.log, file.close)
         execution = Execution(record)
-        self._remember(execution)
+        self._executions[cell] = execution
         with self._interrupts_to_the_pool():
-            self._post(ev.CellRequested(record.cell, ranks, prepared.source, prepared.awaits, count))
-            self._follow(execution, on_news)
+            exchange = self._submit(ev.CellRequested(cell, ranks, prepared.source, prepared.awaits, count))
+            self._forget_surplus()  # while the ranks are at work
+            self._follow(execution, exchange, on_news)
         if execution.refusal:
             raise PoolError(execution.refusal)
         if check:
@@ -315,17 +316,22 @@ class Cluster:
         text = targets if isinstance(targets, str) else ",".join(map(str, targets))
         return parse_targets(text, size)
 
-    def _remember(self, execution: Execution) -> None:
-        self._executions[execution.record.cell] = execution
+    def _forget_surplus(self) -> None:
+        """Of the records that nobody else holds, keep the last."""
         surplus = len(self._executions) - RECORDS_KEPT
         if surplus > 0:
             ended = (cell for cell, kept in list(self._executions.items()) if kept.done)
             for cell in list(itertools.islice(ended, surplus)):
                 self._executions.pop(cell, None)
 
-    def _follow(self, execution: Execution, on_news: Callable[[CellRecord, bool], None] | None) -> None:
+    def _follow(
+        self,
+        execution: Execution,
+        exchange: Exchange,
+        on_news: Callable[[CellRecord, bool], None] | None,
+    ) -> None:
         """Until the cell has ended everywhere."""
-        follow = Follower(execution, on_news)
+        follow = Follower(execution, exchange.wait, on_news)
         while not execution.done:
             follow.step()
         if on_news is not None and not execution.refusal:
@@ -336,7 +342,7 @@ class Cluster:
     def interrupt(self) -> None:
         """Interrupt the running cell, as the notebook's interrupt button does. Again: one step further."""
         if self._exchange is not None:
-            self._post(ev.InterruptRequested())
+            self._exchange.post(ev.InterruptRequested())
 
     def stop(self) -> None:
         """End the ranks; their variables are gone. The process they are forked from stays warm."""
@@ -348,7 +354,7 @@ class Cluster:
             return
         waiter = self._stopping = _Waiter()
         with self._interrupts_to_the_pool():
-            self._post(ev.StopRequested())
+            self._submit(ev.StopRequested())
             _wait_for(waiter.wait, _CLOSE_TIMEOUT_S)
         self._stopping = None
         if waiter.error:
@@ -488,9 +494,13 @@ class Cluster:
 
     # -- from the exchange's thread --------------------------------------------------------------
 
-    def _post(self, event: ev.Event) -> None:
-        assert self._exchange is not None
-        self._exchange.post(event)
+    def _submit(self, event: ev.Event) -> Exchange:
+        """Have the pool handle an event. Raises PoolError when the cluster was closed meanwhile."""
+        exchange = self._exchange
+        if exchange is None:
+            raise PoolError("the cluster was closed; %ddp start starts a pool")
+        exchange.submit(event)
+        return exchange
 
     def _on_message(self, message: m.NodeToKernel) -> None:
         if isinstance(message, m.CellMessage):

@@ -1,7 +1,10 @@
-"""The one I/O thread: the sockets to the node agents, the pool's machine, and its clock.
+"""The sockets to the node agents, the pool's machine, and its clock, served by one thread at a time.
 
-Owns the sockets and feeds the pool. It never prints and never displays: what there is to tell goes to
-the two callables that it is given, and they must be quick.
+Owns the sockets and feeds the pool. A thread of its own serves them, so that the pool is looked after
+whatever the notebook does; a thread that waits for a cell serves them itself meanwhile, and one that
+posts an event handles it on the spot, since every hand-over between threads costs a short cell a tenth
+of its time. It never prints and never displays: what there is to tell goes to the two callables that
+it is given, and they must be quick.
 """
 
 from __future__ import annotations
@@ -11,15 +14,17 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from threading import get_ident
+from typing import Protocol, TypeVar
 
 from jupyter_ddp.core import codec
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.events import Effect, Event, NodeLost, SendToNodes, Ticked
 from jupyter_ddp.core.pool import Pool
 
-_READ_BYTES = 1024 * 1024
+_READ_BYTES = 256 * 1024
+T = TypeVar("T")
 
 
 class Link(Protocol):
@@ -27,7 +32,7 @@ class Link(Protocol):
 
     def fileno(self) -> int: ...
     def setblocking(self, flag: bool, /) -> None: ...
-    def recv(self, size: int, /) -> bytes: ...
+    def recv_into(self, buffer: bytearray, /) -> int: ...
     def send(self, data: memoryview, /) -> int: ...
 
 
@@ -45,10 +50,12 @@ class _Connection:
         self.node_rank, self.node = node_rank, node
         self.reader, self.writer = codec.FrameReader(), codec.FrameWriter()
         self.lost = False
+        self.interest = select.EPOLLIN
+        """What the exchange's own thread waits for on this link."""
 
 
 class Exchange:
-    """Runs until closed. `post` and `close` may be called from any other thread."""
+    """Runs until closed. All its public methods may be called from any other thread."""
 
     def __init__(
         self,
@@ -60,33 +67,77 @@ class Exchange:
         self._pool, self._on_effect, self._on_message = pool, on_effect, on_message
         self._connections = {rank: _Connection(rank, node) for rank, node in enumerate(nodes)}
         self._events: deque[Event] = deque()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._serving = threading.Lock()
+        """Held while the pool and the connections change."""
+        self._leading = threading.Lock()
+        self._leader = 0
+        """The thread that reads the links while it is in `wait`; 0: the exchange's own does."""
         self._closing = False
         self._waking = threading.RLock()  # a signal handler may post in the midst of a post
         self.lost_reason = ""
         """Why a node agent is gone."""
-        self._poll = select.poll()
-        self._poll.register(self._wake_fd, select.POLLIN)
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_leader_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._own_poll, self._leader_poll = select.epoll(), select.poll()
+        self._own_poll.register(self._wake_fd, select.EPOLLIN)
+        self._leader_poll.register(self._wake_leader_fd, select.POLLIN)
         self._by_fd: dict[int, _Connection] = {}
+        self._read_buffer = bytearray(_READ_BYTES)
         for connection in self._connections.values():
             connection.node.link.setblocking(False)
             fd = connection.node.link.fileno()
             self._by_fd[fd] = connection
-            self._poll.register(fd, select.POLLIN)
+            self._own_poll.register(fd, connection.interest)
+            self._leader_poll.register(fd, select.POLLIN)
         self._thread = threading.Thread(target=self._serve, name="jupyter_ddp exchange", daemon=True)
         self._thread.start()
 
     # -- from other threads ----------------------------------------------------------------------
 
     def post(self, event: Event) -> None:
-        """Have the pool handle an event."""
+        """Have the pool handle an event soon. Also for a signal handler: it takes none of our locks."""
         self._events.append(event)
         self._wake()
 
+    def submit(self, event: Event) -> None:
+        """Have the pool handle an event before this returns."""
+        before = self._pool.next_deadline
+        with self._serving:
+            self._events.append(event)
+            self._settle()
+        if self._pool.next_deadline != before:
+            self._wake()
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        """Wait for what this exchange will set, serving the links meanwhile; True when it is set."""
+        if event.is_set() or self._closing or not self._leading.acquire(blocking=False):
+            return event.wait(timeout_s)
+        try:
+            self._lead(get_ident())
+            end = time.monotonic() + timeout_s
+            while not (event.is_set() or self._closing) and (left := end - time.monotonic()) > 0:
+                self._round(self._leader_poll.poll(1000 * min(left, self._timeout_s(left))))
+        finally:
+            self._lead(0)
+            self._leading.release()
+        return event.is_set()
+
+    def _lead(self, thread: int) -> None:
+        """From here on this thread reads the links; 0: the exchange's own does."""
+        with self._serving:
+            self._leader = thread
+            for connection in self._connections.values():
+                self._watch(connection)
+        if not thread and self._pool.next_deadline is not None:
+            self._wake()
+
     def _wake(self) -> None:
+        """Have whoever sleeps over the links look up."""
         with self._waking:
             if self._wake_fd >= 0:
                 os.eventfd_write(self._wake_fd, 1)
+                if self._leader:
+                    os.eventfd_write(self._wake_leader_fd, 1)
 
     @property
     def lost(self) -> bool:
@@ -100,41 +151,58 @@ class Exchange:
         self._closing = True
         self._wake()
         self._thread.join(timeout=5)
-        with self._waking:  # nobody writes to its number when it is somebody else's
-            os.close(self._wake_fd)
+        led = self._leading.acquire(timeout=5)
+        with self._waking:  # nobody writes to their numbers when they are somebody else's
+            for fd in (self._wake_fd, self._wake_leader_fd):
+                os.close(fd)
             self._wake_fd = -1
+        self._own_poll.close()
+        if led:
+            self._leading.release()
         for connection in self._connections.values():
             connection.node.close()
 
-    # -- the thread ------------------------------------------------------------------------------
+    # -- one round -------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        try:
-            self._loop()
-        except Exception as error:  # noqa: BLE001  # a defect of ours must not leave anyone waiting for ever
-            reason = f"the exchange with the ranks failed: {type(error).__name__}: {error}"
-            for connection in self._connections.values():
-                connection.lost = True
-                self._handle(NodeLost(connection.node_rank, reason))
-
-    def _loop(self) -> None:
         while not self._closing:
-            for fd, _ in self._poll.poll(self._timeout_ms()):
-                if fd == self._wake_fd:
-                    os.eventfd_read(self._wake_fd)
-                else:
-                    self._read(self._by_fd[fd])
-            while self._events:
-                self._handle(self._events.popleft())
-            deadline = self._pool.next_deadline
-            if deadline is not None and time.monotonic() >= deadline:
-                self._handle(Ticked())
-            for connection in self._connections.values():
-                self._flush(connection)
+            self._round(self._own_poll.poll(self._timeout_s(None)))
 
-    def _timeout_ms(self) -> float | None:
+    def _timeout_s(self, longest: T) -> float | T:
+        """Until the pool wants to be told the time."""
         deadline = self._pool.next_deadline
-        return None if deadline is None else max(0.0, (deadline - time.monotonic()) * 1000 + 1)
+        return longest if deadline is None else max(0.0, deadline - time.monotonic() + 0.001)
+
+    def _round(self, ready: Iterable[tuple[int, int]]) -> None:
+        try:
+            with self._serving:
+                for fd, _ in ready:
+                    connection = self._by_fd.get(fd)
+                    if connection is None:
+                        os.eventfd_read(fd)
+                    elif not connection.lost:
+                        self._read(connection)
+                self._settle()
+        except Exception as error:  # noqa: BLE001  # a defect of ours must not leave anyone waiting for ever
+            self._give_up(f"the exchange with the ranks failed: {type(error).__name__}: {error}")
+
+    def _settle(self) -> None:
+        """Handle what was posted and what is due, and send what came of it."""
+        while self._events:
+            self._handle(self._events.popleft())
+        deadline = self._pool.next_deadline
+        if deadline is not None and time.monotonic() >= deadline:
+            self._handle(Ticked())
+        for connection in self._connections.values():
+            if connection.writer.waiting_bytes:
+                self._flush(connection)
+        if self._leader and self._leader != get_ident():
+            os.eventfd_write(self._wake_leader_fd, 1)  # what it waits for may have been set here
+
+    def _give_up(self, reason: str) -> None:
+        with self._serving:
+            for connection in self._connections.values():
+                self._lose(connection, reason)
 
     def _handle(self, event: Event) -> None:
         for effect in self._pool.handle(event, time.monotonic()):
@@ -150,27 +218,34 @@ class Exchange:
     def _flush(self, connection: _Connection) -> None:
         if connection.lost:
             return
-        waiting = connection.writer.waiting_bytes
         try:
-            done = connection.writer.flush(connection.node.link.send)
+            connection.writer.flush(connection.node.link.send)
         except OSError:
             self._lose(connection)
             return
-        if waiting:
-            self._poll.modify(connection.node.link.fileno(), select.POLLIN | (0 if done else select.POLLOUT))
+        self._watch(connection)
+
+    def _watch(self, connection: _Connection) -> None:
+        """Our own thread reads when nobody else does, and sends what did not go at once."""
+        interest = 0 if self._leader else select.EPOLLIN
+        if connection.writer.waiting_bytes:
+            interest |= select.EPOLLOUT
+        if interest != connection.interest and not connection.lost:
+            connection.interest = interest
+            self._own_poll.modify(connection.node.link.fileno(), interest)
 
     def _read(self, connection: _Connection) -> None:
         try:
-            data = connection.node.link.recv(_READ_BYTES)
+            length = connection.node.link.recv_into(self._read_buffer)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            length = 0
+        if not length:
             self._lose(connection)
             return
         try:
-            for body in connection.reader.feed(data):
+            for body in connection.reader.feed(memoryview(self._read_buffer)[:length]):
                 self._take(codec.decode(codec.from_node, body))
         except codec.CorruptStream:
             self._lose(connection)
@@ -180,10 +255,12 @@ class Exchange:
         if isinstance(message, Event):
             self._handle(message)
 
-    def _lose(self, connection: _Connection) -> None:
+    def _lose(self, connection: _Connection, reason: str = "") -> None:
         if connection.lost:
             return
         connection.lost = True
-        self._poll.unregister(connection.node.link.fileno())
-        self.lost_reason = connection.node.obituary()
+        fd = connection.node.link.fileno()
+        self._own_poll.unregister(fd)
+        self._leader_poll.unregister(fd)
+        self.lost_reason = reason or connection.node.obituary()
         self._handle(NodeLost(connection.node_rank, self.lost_reason))
