@@ -23,8 +23,9 @@ class CellRequested(Struct, frozen=True):
     cell: int
     targets: tuple[int, ...]
     source: str
-    awaits: bool
-    count: int
+    awaits: bool = False
+    shows: bool = True
+    count: int = 0
 
 
 class ResizeRequested(Struct, frozen=True):

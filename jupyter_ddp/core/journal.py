@@ -46,6 +46,10 @@ class Journal:
         words[_GENERATION] = generation
         words[_CELL] = cell
 
+    @property
+    def has_waiting(self) -> bool:
+        return self._words[_END] > self._words[_BASE]
+
     def waiting(self) -> bytes:
         """What was appended and not yet marked as sent."""
         return bytes(self._text[: max(0, self._words[_END] - self._words[_BASE])])

@@ -71,13 +71,15 @@ class FormGroup(Message, frozen=True):
 class RunCell(Message, frozen=True):
     """Run a cell's source, already transformed by IPython.
 
-    `awaits` says that the source uses top-level await. `members` are the ranks the cell runs on, in
+    `awaits` says that the source uses top-level await, `shows` that a statement of it may have a value
+    to be shown. `members` are the ranks the cell runs on, in
     ascending order; it is empty when that is the whole world. `count` is the notebook's prompt number.
     """
 
     cell: int
     source: str
     awaits: bool = False
+    shows: bool = True
     members: tuple[int, ...] = ()
     count: int = 0
 

@@ -123,10 +123,12 @@ class Pool:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at time `now` (seconds, monotonic); give what is to be done, in order."""
         match event:
-            case StartRequested():
-                return self._start(event, now)
+            case m.CellFinished():
+                return self._finished(event, now)
             case CellRequested():
                 return self._run(event)
+            case StartRequested():
+                return self._start(event, now)
             case ResizeRequested():
                 return self._resize(event, now)
             case InterruptRequested():
@@ -149,8 +151,6 @@ class Pool:
                 return self._group_failed(event, now)
             case m.WorkerExited():
                 return self._exited(event, now)
-            case m.CellFinished():
-                return self._finished(event, now)
             case _:
                 assert_never(event)
 
@@ -267,7 +267,7 @@ class Pool:
             return [CellRefused(event.cell, refusal)]
         self.phase, self._cell = Phase.RUNNING, RunningCell(event.cell, event.targets)
         members = () if len(event.targets) == len(self.ranks) else event.targets
-        run = m.RunCell(event.cell, event.source, event.awaits, members, event.count)
+        run = m.RunCell(event.cell, event.source, event.awaits, event.shows, members, event.count)
         return [_tell(event.targets, run)]
 
     def _refusal(self, targets: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import weakref
+from _signal import signal as set_handler  # without signal's look-up in an enum
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Self, assert_never
@@ -261,12 +262,12 @@ class Cluster:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, lambda *_: self.interrupt())
+        before = set_handler(signal.SIGINT, lambda *_: self.interrupt())
         try:
             yield
         finally:
             # None: a handler of C code's, which Python cannot name; Python's own takes its place.
-            signal.signal(signal.SIGINT, before or signal.default_int_handler)
+            set_handler(signal.SIGINT, before or signal.default_int_handler)
 
     # -- cells -----------------------------------------------------------------------------------
 
@@ -300,7 +301,9 @@ class Cluster:
         execution = Execution(record)
         self._executions[cell] = execution
         with self._interrupts_to_the_pool():
-            exchange = self._submit(ev.CellRequested(cell, ranks, prepared.source, prepared.awaits, count))
+            exchange = self._submit(
+                ev.CellRequested(cell, ranks, prepared.source, prepared.awaits, prepared.shows, count)
+            )
             self._forget_surplus()  # while the ranks are at work
             self._follow(execution, exchange, on_news)
         if execution.refusal:

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from threading import get_ident
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, get_args
 
 from jupyter_ddp.core import codec
 from jupyter_ddp.core import messages as m
@@ -25,6 +25,7 @@ from jupyter_ddp.core.pool import Pool
 
 _READ_BYTES = 256 * 1024
 T = TypeVar("T")
+_EVENTS = frozenset(get_args(Event))  # one look-up, where isinstance would compare with each
 
 
 class Link(Protocol):
@@ -252,7 +253,7 @@ class Exchange:
 
     def _take(self, message: m.NodeToKernel) -> None:
         self._on_message(message)
-        if isinstance(message, Event):
+        if type(message) in _EVENTS:
             self._handle(message)
 
     def _lose(self, connection: _Connection, reason: str = "") -> None:

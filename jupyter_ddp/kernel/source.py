@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
+import re
 import warnings
+from typing import Any
 
 from IPython.core.getipython import get_ipython
 from IPython.core.inputtransformer2 import TransformerManager
@@ -12,31 +15,66 @@ from msgspec import Struct
 
 from jupyter_ddp.core.errors import UsageError
 
+_ESCAPES = re.compile(r"[%!?]|^\s*(?:[,;/>]|\.\.\.|In ?\[|\[)|\A\s", re.MULTILINE)
+"""What IPython's own transformations begin with; a cell with none of it is Python as it stands."""
+
 
 class PreparedSource(Struct, frozen=True):
-    """Plain Python, with the notebook cell's line numbers. `awaits`: it uses top-level await."""
+    """Plain Python, with the notebook cell's line numbers.
+
+    `awaits`: it uses top-level await; `shows`: its last statement is an expression.
+    """
 
     source: str
     awaits: bool
+    shows: bool
 
 
 def prepare(cell: str, first_line: int = 1) -> PreparedSource:
     """Turn a cell into what a rank runs. Raises UsageError for an empty cell or a syntax error."""
     if not cell.strip():
         raise UsageError("the cell is empty: write the code for the ranks below %%ddp")
-    shell = get_ipython()
-    transform = shell.transform_cell if shell is not None else TransformerManager().transform_cell
     try:
         # Transforming drops empty lines at the top: the tracebacks' line numbers count them.
         leading = len(cell) - len(cell.lstrip("\n"))
-        source = "\n" * (first_line - 1 + leading) + transform(cell)
+        source = "\n" * (first_line - 1 + leading) + _transformed(cell)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the ranks compile it again, and warn
-            code = compile(source, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+            tree = ast.parse(source)
+            code = compile(tree, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     except SyntaxError as error:
         where = f"line {error.lineno}: " if error.lineno else ""
         text = f" in {error.text.strip()!r}" if error.text and error.text.strip() else ""
         raise UsageError(f"{where}{error.msg}{text}; nothing was run") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"the cell cannot be compiled: {error}; nothing was run") from None
-    return PreparedSource(source, bool(code.co_flags & inspect.CO_COROUTINE))
+    shows = bool(tree.body) and isinstance(tree.body[-1], ast.Expr)
+    return PreparedSource(source, bool(code.co_flags & inspect.CO_COROUTINE), shows)
+
+
+def _transformed(cell: str) -> str:
+    """As IPython's transformations leave it.
+
+    Most cells have nothing for them to do, which is seen sooner than IPython's tokenizer would see it.
+    """
+    shell = get_ipython()
+    manager = TransformerManager() if shell is None else shell.input_transformer_manager
+    if _ESCAPES.search(cell) or _transforms(manager) != _usual_transforms():
+        return str(shell.transform_cell(cell) if shell is not None else manager.transform_cell(cell))
+    lines = (cell if cell.endswith("\n") else cell + "\n").splitlines(keepends=True)
+    if shell is None:
+        return "".join(lines)
+    if len(lines) == 1:  # it may be a magic without its percent sign
+        lines = [shell.prefilter_manager.prefilter_lines(lines[0]) + "\n"]
+    for transform in shell.input_transformers_post:
+        lines = transform(lines)
+    return "".join(lines)
+
+
+def _transforms(manager: TransformerManager) -> tuple[list[Any], ...]:
+    return manager.cleanup_transforms, manager.line_transforms, manager.token_transformers
+
+
+@functools.cache
+def _usual_transforms() -> tuple[list[Any], ...]:
+    return _transforms(TransformerManager())

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import select
-import selectors
 import signal
 import socket
 import sys
@@ -48,7 +47,7 @@ def main() -> None:
 
 
 class Agent:
-    """The loop: one thread, one selector, a callback for each descriptor."""
+    """The loop: one thread, one epoll, a callback for each descriptor."""
 
     def __init__(self, kernel: socket.socket, kernel_pid: int, forkserver: Forkserver) -> None:
         self._kernel = kernel
@@ -66,35 +65,45 @@ class Agent:
         self._gathered_at = 0.0
         self._leaving = False
         self._throttled = False
-        self._selector = selectors.DefaultSelector()
+        # Not `selectors`: with four ranks on two cores, its bookkeeping is a twentieth of a short cell.
+        self._epoll = select.epoll()
+        self._watched: dict[int, tuple[int, Callable[[int], None]]] = {}
+        """Descriptor: (what is waited for, who is called with what has come)."""
+        self._read_buffer = bytearray(_READ_BYTES)
 
     # -- the loop --------------------------------------------------------------------------------
 
     def serve(self) -> None:
         """Until the notebook kernel is gone; then nothing of ours is left."""
         self._kernel.setblocking(False)
-        self._watch(self._kernel, self._on_kernel)
+        self._watch(self._kernel.fileno(), self._on_kernel)
         self._watch(self._kernel_pidfd, lambda _: self.leave())
-        self._watch(self._forkserver.link, self._on_forkserver)
+        self._watch(self._forkserver.link.fileno(), self._on_forkserver)
         self._watch(self._forkserver.stderr_fd, lambda _: self._forkserver.read_stderr())
         gpus = list_gpus()
         self._say(m.NodeReady(m.PROTOCOL_VERSION, os.getpid(), socket.gethostname(), gpus))
         self._flush()
         try:
             while not self._leaving:
-                for key, events in self._selector.select(_GATHER_S if self._gathered else None):
-                    key.data(events)
+                self._attend(_GATHER_S if self._gathered else None)
                 if self._gathered and time.monotonic() - self._gathered_at >= _GATHER_S:
                     self._say_gathered()
                 self._flush()
         finally:
             self._end_all()
 
+    def _attend(self, timeout_s: float | None, but: int = -1) -> None:
+        """Wait for something to happen, on any descriptor `but` this one, and act on it."""
+        ready = [(fd, events, self._watched[fd]) for fd, events in self._epoll.poll(timeout_s) if fd != but]
+        for fd, events, watch in ready:
+            if self._watched.get(fd) is watch:  # its number may have become another's in this round
+                watch[1](events)
+
     def leave(self) -> None:
         self._leaving = True
 
     def take_signals(self) -> None:
-        """SIGTERM ends the agent; SIGCHLD has it reap. Each wakes the selector, through a pipe."""
+        """SIGTERM ends the agent; SIGCHLD has it reap. Each wakes the loop, through a pipe."""
         out, into = os.pipe()
         for fd in (out, into):
             os.set_blocking(fd, False)
@@ -108,8 +117,19 @@ class Agent:
 
         self._watch(out, on_signal)
 
-    def _watch(self, fileobj: int | socket.socket, callback: Callable[[int], None]) -> None:
-        self._selector.register(fileobj, selectors.EVENT_READ, callback)
+    def _watch(self, fd: int, callback: Callable[[int], None], events: int = select.EPOLLIN) -> None:
+        """Wait for these events on a descriptor from now on; for none, let go of it."""
+        before = self._watched.get(fd)
+        if not events:
+            if before is not None:
+                del self._watched[fd]
+                self._epoll.unregister(fd)
+            return
+        self._watched[fd] = (events, callback)
+        if before is None:
+            self._epoll.register(fd, events)
+        elif before[0] != events:
+            self._epoll.modify(fd, events)
 
     # -- the notebook kernel ---------------------------------------------------------------------
 
@@ -124,9 +144,7 @@ class Agent:
         except ConnectionError:
             self.leave()
             return
-        writing = selectors.EVENT_READ | (0 if done else selectors.EVENT_WRITE)
-        if self._selector.get_key(self._kernel).events != writing:
-            self._selector.modify(self._kernel, writing, self._on_kernel)
+        self._watch(self._kernel.fileno(), self._on_kernel, select.EPOLLIN | (0 if done else select.EPOLLOUT))
         crowded = self._writer.waiting_bytes > _MAX_WAITING_BYTES
         if crowded != self._throttled:
             self._throttled = crowded
@@ -134,18 +152,18 @@ class Agent:
                 self._watch_rank(process)
 
     def _on_kernel(self, events: int) -> None:
-        if not events & selectors.EVENT_READ:
+        if not events & ~select.EPOLLOUT:
             return
         try:
-            data = self._kernel.recv(_READ_BYTES)
+            length = self._kernel.recv_into(self._read_buffer)
         except BlockingIOError:
             return
         except ConnectionError:
-            data = b""
-        if not data:
+            length = 0
+        if not length:
             self.leave()
             return
-        for body in self._reader.feed(data):
+        for body in self._reader.feed(memoryview(self._read_buffer)[:length]):
             self._obey(codec.decode(codec.to_node, body))
 
     def _obey(self, order: m.KernelToNode) -> None:
@@ -174,6 +192,8 @@ class Agent:
     def _tell(self, order: m.Tell) -> None:
         command = order.command
         frame = codec.encode(command)
+        if isinstance(command, m.RunCell):
+            self._attend(0, but=self._kernel.fileno())  # what is late belongs to the cell before
         for rank in order.ranks:
             process = self._ranks.get(rank)
             if process is None:
@@ -182,7 +202,6 @@ class Agent:
                 process.tell_control(frame)
                 continue
             if isinstance(command, m.RunCell):
-                self._relay(process.drain())  # what is late belongs to the cell before
                 process.cell, process.busy = command.cell, True
             if not process.tell(frame):
                 self._watch_rank(process)
@@ -218,7 +237,7 @@ class Agent:
     def _on_forkserver(self, _: int) -> None:
         told = self._forkserver.read()
         if told is None:
-            self._selector.unregister(self._forkserver.link)
+            self._watch(self._forkserver.link.fileno(), self._on_forkserver, 0)
             self._forkserver.wait()
             self._forkserver.read_stderr()
             self._forkserver_lost = True
@@ -248,29 +267,18 @@ class Agent:
 
     def _watch_rank(self, process: RankProcess) -> None:
         """Listen to a rank, unless the notebook kernel is behind; write to it, if something waits."""
-        read = 0 if self._throttled else selectors.EVENT_READ
-        write = selectors.EVENT_WRITE if process.writer.waiting_bytes else 0
-        self._select(process.cells.fileno(), read | write, self._cells_callback(process))
+        read = 0 if self._throttled else select.EPOLLIN
+        write = select.EPOLLOUT if process.writer.waiting_bytes else 0
+        self._watch(process.cells.fileno(), self._cells_callback(process), read | write)
         for stream, fd in process.pipes.items():
-            self._select(fd, 0 if stream in process.ended else read, self._pipe_callback(process, stream))
-
-    def _select(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
-        known = fd in self._selector.get_map()
-        if events and known:
-            self._selector.modify(fd, events, callback)
-        elif events:
-            self._selector.register(fd, events, callback)
-        elif known:
-            self._selector.unregister(fd)
+            self._watch(fd, self._pipe_callback(process, stream), 0 if stream in process.ended else read)
 
     def _cells_callback(self, process: RankProcess) -> Callable[[int], None]:
         def on_cells(events: int) -> None:
-            if process.closed:  # it was reaped in this same round
-                return
-            if events & selectors.EVENT_WRITE and process.flush():
+            if events & select.EPOLLOUT and process.flush():
                 self._watch_rank(process)
-            if events & selectors.EVENT_READ and not self._listen(process):
-                self._selector.unregister(process.cells)  # its end; the pidfd tells how
+            if events & ~select.EPOLLOUT and not self._listen(process):
+                self._watch(process.cells.fileno(), on_cells, 0)  # its end; the pidfd tells how
 
         return on_cells
 
@@ -315,8 +323,6 @@ class Agent:
 
     def _pipe_callback(self, process: RankProcess, stream: m.Stream) -> Callable[[int], None]:
         def on_pipe(_: int) -> None:
-            if process.closed:
-                return
             self._listen(process)  # what it said before it started the child that writes here
             self._relay(process.drain_one(stream))
             if stream in process.ended:
@@ -353,8 +359,7 @@ class Agent:
 
     def _forget(self, process: RankProcess) -> None:
         for fd in (process.cells.fileno(), process.pidfd, *process.pipes.values()):
-            if fd >= 0 and fd in self._selector.get_map():
-                self._selector.unregister(fd)
+            self._watch(fd, _ignore, 0)
         if self._ranks.get(process.rank) is process:
             del self._ranks[process.rank]
         self._processes.discard(process)
@@ -387,6 +392,10 @@ class Agent:
                 pass  # there may be more
         except ChildProcessError:
             pass  # none is left
+
+
+def _ignore(_: int) -> None:
+    """For a descriptor that nobody waits for any more."""
 
 
 if __name__ == "__main__":

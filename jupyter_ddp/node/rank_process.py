@@ -34,7 +34,6 @@ class RankProcess:
         self.cell = m.NO_CELL
         self.busy = False
         self._doomed = False  # an order to kill it came before it was born
-        self.closed = False
         self.ended: set[m.Stream] = set()
         """Pipes that nothing more will come from."""
         self.cells, self._their_cells = socket.socketpair()
@@ -202,7 +201,6 @@ class RankProcess:
 
     def close(self) -> None:
         """Let go of every descriptor."""
-        self.closed = True
         if self._their_pipes:
             self.passed()
         self.cells.close()

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import signal
 from _signal import getsignal  # without signal's look-up in an enum, which takes a tenth of a no-op cell
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 
@@ -38,19 +36,13 @@ class InterruptGate:
         else:
             raise KeyboardInterrupt
 
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """The cell's code runs inside: a signal raises KeyboardInterrupt there."""
+    def open(self) -> None:
+        """The cell's code runs from here to `close`: a signal raises KeyboardInterrupt there."""
         self._kept, self.count = False, 0
         self.install()
         self._open = True
-        try:
-            yield
-        finally:
-            self._open = False
 
     def close(self) -> None:
-        """Also where a signal hit the very end of `opened`."""
         self._open = False
 
     def shield(self) -> None:

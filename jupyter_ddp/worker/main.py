@@ -91,9 +91,9 @@ def _end_with(agent_pid: int) -> None:
 
 def _orders(cells: socket.socket) -> Iterator[m.NodeToRank]:
     """What the agent says, until it closes its end."""
-    reader = codec.FrameReader()
-    while data := cells.recv(1024 * 1024):
-        for body in reader.feed(data):
+    reader, buffer = codec.FrameReader(), bytearray(64 * 1024)
+    while length := cells.recv_into(buffer):
+        for body in reader.feed(memoryview(buffer)[:length]):
             yield codec.decode(codec.to_rank, body)
 
 
@@ -189,7 +189,7 @@ class Worker:
         duration_s = time.monotonic() - started
         self._control.watch(False)
         self._adoption.restore()
-        self._streams.install()
+        self._streams.restore()
         self._streams.flush_c()
         self._outbox.say(
             m.CellFinished,
@@ -202,10 +202,13 @@ class Worker:
     def _run_guarded(self, order: m.RunCell) -> tuple[str, m.CellError | None]:
         error: m.CellError | None = None
         try:
-            with self._gate.opened():
+            self._gate.open()
+            try:
                 error = self._run_members(order)
+            finally:
+                self._gate.close()
         except KeyboardInterrupt as stop:
-            self._gate.close()
+            self._gate.close()  # it may have come just before that was done
             line = cell_line(stop.__traceback__, self._shell.is_cell_file)
             # Its traceback holds what the cell was in the middle of: a DataLoader's workers, say.
             self._shell.forget_last_error()

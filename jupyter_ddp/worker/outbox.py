@@ -114,8 +114,8 @@ class Outbox:
 
     def _send_waiting(self, now: float) -> None:
         journal = self._journal
-        data = journal.waiting()
-        if data:
+        if journal.has_waiting:
+            data = journal.waiting()
             # The page may still hold the cell before: it says itself where its bytes belong.
             self._send_as(
                 m.Output,

@@ -5,12 +5,14 @@ Owns the user's variables. The notebook kernel has transformed the source; here 
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import base64
 import builtins
 import contextlib
 import inspect
 import json
+import linecache
 import os
 import signal
 import subprocess
@@ -30,6 +32,8 @@ from jupyter_ddp.worker.cell_code import compile_cell
 from jupyter_ddp.worker.tracebacks import user_traceback
 
 _MAX_ERROR_CHARS = 256 * 1024
+_UNWATCHED = ExecutionResult(None)
+"""Of a cell that nobody has registered to hear of."""
 
 
 class RankDisplayHook(DisplayHook):
@@ -79,13 +83,14 @@ class RankShell(InteractiveShell):
 
     displayhook_class = Type(RankDisplayHook)
     display_pub_class = Type(RankDisplayPublisher)
+    execution_count: int = 1  # no trait: nobody observes it, and each cell sets it
     outbox: Any = AnyTrait()
     """The rank's Outbox. Set in the rank: the shell is made before the rank is forked."""
 
     def __init__(self, **kwargs: Any) -> None:
         self.current_source = ""
         self._failure: m.CellError | None = None
-        self.result = ExecutionResult(None)
+        self.result = _UNWATCHED
         self.raised: BaseException | None = None
         """What ended the last cell; let go when the next one begins."""
         main = types.ModuleType("__main__")
@@ -95,6 +100,9 @@ class RankShell(InteractiveShell):
         config = Config({"HistoryManager": {"enabled": False}})
         super().__init__(config=config, user_module=main, **kwargs)
         self._loop: asyncio.AbstractEventLoop | None = None
+        for event, registered in self.events.callbacks.items():  # IPython's own: a rank does it itself
+            for callback in list(registered):
+                self.events.unregister(event, callback)
         self.builtin_trap.__enter__()  # for good: no one else lives in this process
         builtins.input = _no_input
         inspect.getfile = _getfile_of_cells(inspect.getfile)
@@ -130,39 +138,54 @@ class RankShell(InteractiveShell):
         What `run_cell_async` does for a cell that was transformed already, in fewer steps: on a rank
         whose caches other ranks have just emptied, its general way costs half a cell's time.
         """
-        source = order.source
-        self.current_source, self._failure = source, None
+        self.current_source, self._failure = order.source, None
         self.execution_count = order.count or order.cell
         if self.raised is not None:
             self.forget_last_error()
-        info = ExecutionInfo(source, False, False, True, None)
-        info.transformed_cell = source
-        self.result = result = ExecutionResult(info)
+        self.user_ns.pop("__warningregistry__", None)  # a line number means another line in this cell
         sys.displayhook = self.displayhook
-        self.events.trigger("pre_execute")
-        self.events.trigger("pre_run_cell", info)
+        watched = any(self.events.callbacks.values())
+        self.result = self._trigger_before(order.source) if watched else _UNWATCHED
         error: BaseException | None = None
         try:
-            name = self.compile.cache(source, self.execution_count, raw_code=source)
-            tree = self.transform_ast(self.compile.ast_parse(source, filename=name))
-            codes = compile_cell(self.compile, tree, name, self.ast_node_interactivity, order.awaits)
+            codes = self._compiled(order)
         except Exception as rejected:  # noqa: BLE001  # an AST transformer of the user's may raise anything
-            error = result.error_before_exec = rejected
+            error = self.result.error_before_exec = rejected
         else:
-            error = result.error_in_exec = self._run_codes(codes)
+            error = self.result.error_in_exec = self._run_codes(codes)
         if error is not None and self._failure is None:
             self._note_error(type(error), error, error.__traceback__)
-        self.last_execution_succeeded, self.last_execution_result = error is None, result
         try:
-            self.events.trigger("post_execute")
-            self.events.trigger("post_run_cell", result)
+            if watched or any(self.events.callbacks.values()):  # the cell may have registered one
+                self.events.trigger("post_execute")
+                self.events.trigger("post_run_cell", self.result)
             if isinstance(error, KeyboardInterrupt):
                 raise error
         finally:
             # A frame of the traceback holds these: a cycle would keep all that the frames refer to.
-            result.error_before_exec = result.error_in_exec = None
+            self.result.error_before_exec = self.result.error_in_exec = self.result.result = None
             del error
         return self._failure
+
+    def _trigger_before(self, source: str) -> ExecutionResult:
+        """Tell who has registered for it that a cell begins."""
+        info = ExecutionInfo(source, False, False, True, None)
+        info.transformed_cell = source
+        self.events.trigger("pre_execute")
+        self.events.trigger("pre_run_cell", info)
+        return ExecutionResult(info)
+
+    def _compiled(self, order: m.RunCell) -> list[types.CodeType]:
+        """The cell's code, under a file name that tracebacks and `inspect` find its lines by."""
+        source = order.source
+        name = f"<ipython-input-{self.execution_count}-{order.cell:012x}>"
+        self.compile._filename_map[name] = self.execution_count
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        if not (order.shows or self.ast_transformers):
+            with self.compile.extra_flags(ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if order.awaits else 0):
+                return [self.compile(source, name, "exec")]
+        tree = self.transform_ast(self.compile.ast_parse(source, filename=name))
+        return compile_cell(self.compile, tree, name, self.ast_node_interactivity, order.awaits)
 
     def _run_codes(self, codes: list[types.CodeType]) -> BaseException | None:
         """Run a cell's code; give what it raised."""

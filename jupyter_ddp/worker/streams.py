@@ -125,6 +125,10 @@ class Streams:
     def install(self) -> None:
         if self.stdout.closed or self.stderr.closed:
             self._make()
+        self.restore()
+
+    def restore(self) -> None:
+        """Whatever a cell has put in their place."""
         sys.stdout, sys.stderr = self.stdout, self.stderr
 
     def after_fork(self) -> None:

@@ -92,8 +92,11 @@ def _serve(
 
 def _run(source: str, gate: InterruptGate, namespace: dict[str, Any]) -> str:
     try:
-        with gate.opened():
+        gate.open()
+        try:
             exec(source, namespace)
+        finally:
+            gate.close()
     except KeyboardInterrupt:
         gate.close()
         return "interrupted"

@@ -127,7 +127,7 @@ def order(cell: int, source: str = "pass") -> ev.SendToNodes:
 
 
 def cell(number: int, source: str = "pass") -> ev.CellRequested:
-    return ev.CellRequested(number, (0,), source, False, 1)
+    return ev.CellRequested(number, (0,), source, count=1)
 
 
 def sends_cells(event: ev.Event) -> list[ev.Effect]:

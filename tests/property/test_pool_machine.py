@@ -459,7 +459,7 @@ class World:
 
     def _user_cell(self, targets: Any) -> None:
         self.cells += 1
-        self.handle(ev.CellRequested(self.cells, tuple(targets), "pass", False, 1))
+        self.handle(ev.CellRequested(self.cells, tuple(targets), "pass", count=1))
 
     def _preload(self, _: int) -> None:
         self.preloaded = True

@@ -21,7 +21,7 @@ JSON = '{"text/plain": "é", "image/png": "iVBO"}'
 SAMPLES: list[m.Message] = [
     m.BeginWorker(PLACE, SURROUNDINGS),
     m.FormGroup(3, "gloo", PLACE),
-    m.RunCell(7, "print(1)\n", True, (0, 2), 4),
+    m.RunCell(7, "print(1)\n", True, True, (0, 2), 4),
     m.BreakGroup(3),
     m.EndWorker(),
     m.StartRanks([PLACE], SURROUNDINGS),

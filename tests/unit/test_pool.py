@@ -37,7 +37,7 @@ class Desk:
 
     def run(self, *targets: int) -> list[ev.Effect]:
         self.cells += 1
-        return self.handle(ev.CellRequested(self.cells, targets, "pass", False, 7))
+        return self.handle(ev.CellRequested(self.cells, targets, "pass", count=7))
 
     def interrupt(self) -> list[ev.Effect]:
         return self.handle(ev.InterruptRequested())
@@ -295,12 +295,12 @@ def test_the_late_exit_of_an_unkillable_process_is_not_the_next_pools(desk: Desk
 def test_a_cell_on_all_ranks_and_one_on_some(three: Desk) -> None:
     """Members are named where the cell is not for the whole world."""
     assert three.run(0, 1, 2) == [
-        ev.SendToNodes((0, 1, 2), m.Tell([0, 1, 2], m.RunCell(1, "pass", False, (), 7)))
+        ev.SendToNodes((0, 1, 2), m.Tell([0, 1, 2], m.RunCell(1, "pass", False, True, (), 7)))
     ]
     assert [*three.ends(0), *three.ends(2)] == []
     assert three.ends(1) == [ev.CellEnded(1, {0: "ok", 2: "ok", 1: "ok"})]
     assert three.run(0, 2) == [
-        ev.SendToNodes((0, 2), m.Tell([0, 2], m.RunCell(2, "pass", False, (0, 2), 7)))
+        ev.SendToNodes((0, 2), m.Tell([0, 2], m.RunCell(2, "pass", False, True, (0, 2), 7)))
     ]
 
 
@@ -432,7 +432,7 @@ def test_a_cell_submitted_while_the_group_is_formed_waits_for_it(three: Desk) ->
     assert three.forms(0, 1) == []
     assert three.forms(2, generation=1) == []
     (sent,) = three.forms(2)
-    assert sent == ev.SendToNodes((0, 1, 2), m.Tell([0, 1, 2], m.RunCell(2, "pass", False, (), 7)))
+    assert sent == ev.SendToNodes((0, 1, 2), m.Tell([0, 1, 2], m.RunCell(2, "pass", False, True, (), 7)))
 
 
 def test_a_cell_that_waits_is_refused_when_a_rank_of_it_dies(three: Desk) -> None:
