@@ -189,7 +189,7 @@ class Worker:
         duration_s = time.monotonic() - started
         self._control.watch(False)
         self._adoption.restore()
-        self._streams.restore()
+        self._streams.install()
         self._streams.flush_c()
         self._outbox.say(
             m.CellFinished,

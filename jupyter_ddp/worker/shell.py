@@ -5,14 +5,17 @@ Owns the user's variables. The notebook kernel has transformed the source; here 
 
 from __future__ import annotations
 
+import __future__
 import ast
 import asyncio
 import base64
 import builtins
 import contextlib
+import functools
 import inspect
 import json
 import linecache
+import operator
 import os
 import signal
 import subprocess
@@ -32,6 +35,10 @@ from jupyter_ddp.worker.cell_code import compile_cell
 from jupyter_ddp.worker.tracebacks import user_traceback
 
 _MAX_ERROR_CHARS = 256 * 1024
+_FUTURES = functools.reduce(
+    operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+)
+"""What `from __future__ import …` leaves in a code object's flags, and holds in the next cells."""
 _UNWATCHED = ExecutionResult(None)
 """Of a cell that nobody has registered to hear of."""
 
@@ -178,7 +185,7 @@ class RankShell(InteractiveShell):
     def _compiled(self, order: m.RunCell) -> list[types.CodeType]:
         """The cell's code, under a file name that tracebacks and `inspect` find its lines by."""
         source = order.source
-        name = f"<ipython-input-{self.execution_count}-{order.cell:012x}>"
+        name = f"<ipython-input-{self.execution_count}-cell-{order.cell}>"
         self.compile._filename_map[name] = self.execution_count
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
         if not (order.shows or self.ast_transformers):

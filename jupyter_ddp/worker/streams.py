@@ -58,6 +58,16 @@ class _RawStream(io.RawIOBase):
         """A cell that closes sys.stdout closes nothing of ours."""
 
 
+class _TextStream(io.TextIOWrapper):
+    """Outlives the cells that close it or take it apart."""
+
+    def close(self) -> None:
+        self.flush()
+
+    def detach(self) -> Any:
+        raise io.UnsupportedOperation("a rank's own stream cannot be detached")
+
+
 def _wait_until_read() -> None:
     """Until the agent has read what is in the pipes behind fd 1 and 2; not for long."""
     deadline = time.monotonic() + _READ_TIMEOUT_S
@@ -86,17 +96,14 @@ class Streams:
             self._c_buffers.append(buffer)
             file = ctypes.c_void_p.in_dll(self._libc, name)
             self._libc.setvbuf(file, buffer, _IOLBF, ctypes.c_size_t(_C_BUFFER_BYTES))
-        self._make()
-        self._order_children()
-
-    def _make(self) -> None:
         self.stdout = self._open("stdout")
         self.stderr = self._open("stderr")
+        self._order_children()
 
     def _open(self, stream: Stream) -> TextIO:
         # write_through: each write goes to the outbox at once. backslashreplace: what cannot be
         # encoded (a lone surrogate) is shown, as on Python's own stderr, and stops no cell.
-        return io.TextIOWrapper(
+        return _TextStream(
             _RawStream(stream, self._outbox),  # serves as the buffer itself: no second copy
             encoding="utf-8",
             errors="backslashreplace",
@@ -123,12 +130,7 @@ class Streams:
         return ordered
 
     def install(self) -> None:
-        if self.stdout.closed or self.stderr.closed:
-            self._make()
-        self.restore()
-
-    def restore(self) -> None:
-        """Whatever a cell has put in their place."""
+        """In place of whatever a cell has put there."""
         sys.stdout, sys.stderr = self.stdout, self.stderr
 
     def after_fork(self) -> None:
