@@ -99,6 +99,21 @@ class FrameWriter:
         self._waiting.append(memoryview(frame))
         self.waiting_bytes += len(frame)
 
+    def write(self, frame: bytes, send: Callable[[bytes | memoryview], int]) -> bool:
+        """Send a frame behind those that wait, as far as it goes; True when nothing waits any more."""
+        if self._waiting:
+            self.push(frame)
+            return self.flush(send)
+        try:
+            sent = send(frame)
+        except BlockingIOError:
+            sent = 0
+        if sent == len(frame):
+            return True
+        self._waiting.append(memoryview(frame)[sent:])
+        self.waiting_bytes = len(frame) - sent
+        return False
+
     def flush(self, send: Callable[[memoryview], int]) -> bool:
         """Give `send` (a non-blocking socket's) what it takes; True when nothing waits any more."""
         waiting = self._waiting

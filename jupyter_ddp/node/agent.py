@@ -139,6 +139,8 @@ class Agent:
 
     def _flush(self) -> None:
         """Send what goes; where much is left, let the ranks wait until the kernel has read it."""
+        if not (self._writer.waiting_bytes or self._throttled):
+            return
         try:
             done = self._writer.flush(self._kernel.send)
         except ConnectionError:
@@ -217,7 +219,7 @@ class Agent:
         for order in self._start_waiting:
             started: list[RankProcess] = []
             for place in order.places:
-                process = RankProcess(place.rank)
+                process = RankProcess(place.rank, self._read_buffer)
                 process.tell(codec.encode(m.BeginWorker(place, order.surroundings)))
                 self._ranks[place.rank] = process
                 self._processes.add(process)
@@ -291,7 +293,7 @@ class Agent:
         except codec.CorruptStream:  # the cell has torn its own link: this rank is lost, and no other
             process.signal(signal.SIGKILL, group=True)
             return False
-        return data != b""
+        return data is None or len(data) > 0
 
     def _heard(self, process: RankProcess, message: m.RankMessage, body: bytes) -> None:
         """Relay what a rank says; what its cell wrote to fd 1 and 2 goes before the cell's end."""

@@ -27,8 +27,9 @@ _STREAMS: tuple[m.Stream, m.Stream] = ("stdout", "stderr")
 class RankProcess:
     """The descriptors exist before the process does: its first message waits in the socket."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, read_buffer: bytearray | None = None) -> None:
         self.rank = rank
+        self._read_view = memoryview(bytearray(_READ_BYTES) if read_buffer is None else read_buffer)
         self.pid = 0
         self.pidfd = -1
         self.cell = m.NO_CELL
@@ -86,10 +87,13 @@ class RankProcess:
 
     def tell(self, frame: bytes) -> bool:
         """Queue a frame for the rank's main thread and send what goes; True when all went."""
-        self.writer.push(frame)
-        return self.flush()
+        try:
+            return self.writer.write(frame, self.cells.send)
+        except ConnectionError:
+            return True  # it ended; its pidfd tells
 
     def flush(self) -> bool:
+        """Send what waits; True when all went."""
         try:
             return self.writer.flush(self.cells.send)
         except ConnectionError:
@@ -102,16 +106,17 @@ class RankProcess:
         except (BlockingIOError, ConnectionError):
             pass  # it ended, or holds the GIL and has thousands of commands waiting already
 
-    def receive(self) -> bytes | None:
-        """Bytes that the rank has sent; None when there are none now, b"" when no more will come."""
+    def receive(self) -> memoryview | None:
+        """What the rank has sent, until the next call; None when there is nothing now, empty when no
+        more will come."""
         try:
-            return self.cells.recv(_READ_BYTES)
+            return self._read_view[: self.cells.recv_into(self._read_view)]
         except BlockingIOError:
             return None
         except ConnectionError:
-            return b""
+            return self._read_view[:0]
 
-    def messages(self, data: bytes) -> Iterator[tuple[m.RankMessage, bytes]]:
+    def messages(self, data: bytes | memoryview) -> Iterator[tuple[m.RankMessage, bytes]]:
         """The messages that `data` completes, each with its body."""
         for body in self._reader.feed(data):
             message = codec.decode(codec.from_rank, body)
