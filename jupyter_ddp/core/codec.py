@@ -63,24 +63,32 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
-        """Add bytes; give the body of each frame that is now whole. Raises CorruptStream."""
+        """Add bytes; give the body of each frame that is now whole. Raises CorruptStream.
+
+        `data` may be reused as soon as the first body is out.
+        """
         buffer = self._buffer
-        buffer += data
-        at = 0
+        if buffer:
+            buffer += data
+        # Mostly the data are whole frames: then they never come into the buffer.
+        source = buffer or bytes(data)
+        at, available = 0, len(source)
         try:
-            while len(buffer) - at >= 4:
-                (length,) = _LENGTH.unpack_from(buffer, at)
+            while available - at >= 4:
+                (length,) = _LENGTH.unpack_from(source, at)
                 if length > MAX_FRAME_BYTES:
                     raise CorruptStream(f"a frame of {length} bytes is over the limit")
                 end = at + 4 + length
-                if len(buffer) < end:
+                if available < end:
                     break
-                body = bytes(memoryview(buffer)[at + 4 : end])
+                body = bytes(memoryview(source)[at + 4 : end])
                 at = end
                 yield body
         finally:
-            if at:
+            if source is buffer:
                 del buffer[:at]
+            elif at < available:
+                buffer += source[at:]
 
     @property
     def pending_bytes(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from msgspec import Struct
@@ -125,19 +125,20 @@ class Snapshot(Struct, frozen=True):
 class CellRecord:
     """What a cell did on each of its ranks: `record[2].stdout`, `.value`, `.error`, `.verdict`.
 
-    `file` takes the ranks' whole output; `lock` is held wherever the record changes or is read.
+    `open_file` gives what takes the ranks' whole output; `lock` is held wherever the record changes or
+    is read.
     """
 
     def __init__(
         self,
         cell: int,
         ranks: Iterable[int],
-        file: BinaryIO | None = None,
+        open_file: Callable[[], BinaryIO] = io.BytesIO,
         lock: contextlib.AbstractContextManager[object] | None = None,
     ) -> None:
         self.cell = cell
         self._lock = contextlib.nullcontext() if lock is None else lock
-        self.log = CellLog(io.BytesIO() if file is None else file)
+        self.log = CellLog(open_file)
         self._ranks = {rank: RankRecord(rank, self.log, self._lock) for rank in sorted(ranks)}
         self.version = 0
         """Counts what was folded: a view that saw this version has seen everything."""

@@ -14,11 +14,10 @@ import sys
 import tempfile
 import threading
 import time
-import weakref
 from _signal import signal as set_handler  # without signal's look-up in an enum
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self, assert_never
+from typing import BinaryIO, Self, assert_never
 
 from IPython.core.getipython import get_ipython
 from msgspec import Struct
@@ -294,10 +293,7 @@ class Cluster:
             self.start()
         ranks = self._targets(targets)
         cell = next(self._cells)
-        file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  # closed with the record
-        record = CellRecord(cell, ranks, file, threading.RLock())  # type: ignore[arg-type]  # a BinaryIO but by name
-        # Whoever holds the record, or one rank's part of it, can read it.
-        weakref.finalize(record.log, file.close)
+        record = CellRecord(cell, ranks, _open_spool, threading.RLock())
         execution = Execution(record)
         self._executions[cell] = execution
         with self._interrupts_to_the_pool():
@@ -563,6 +559,11 @@ class Cluster:
             if rank not in dead:
                 execution.record.settle(rank, effect.verdicts[rank], reason)
         execution.finish()
+
+
+def _open_spool() -> BinaryIO:
+    """In memory as long as it is small. It goes with the record, or whatever part of it is still held."""
+    return tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # type: ignore[return-value]  # a BinaryIO but by name
 
 
 def _wait_for(wait: Callable[[float], bool], limit_s: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.core.magic import Magics, cell_magic, line_cell_magic, magics_class
+from IPython.core.magic import Magics, cell_magic, line_cell_magic, magics_class, no_var_expand
 from traitlets import Enum
 
 from jupyter_ddp.core.errors import PoolError, UsageError
@@ -23,6 +23,9 @@ from jupyter_ddp.kernel.options import (
 )
 from jupyter_ddp.kernel.source import prepare
 from jupyter_ddp.view.status import status_text
+
+_FRAMES_TO_CELL = 3
+"""From a magic's helper through the magic and IPython's dispatch to the cell that called it."""
 
 
 @magics_class
@@ -47,14 +50,16 @@ class DDPMagics(Magics):
         self.cluster.close()
 
     @cell_magic
+    @no_var_expand
     def rank(self, line: str, cell: str) -> None:
         """Run the cell on some ranks: `%%rank 0`, `%%rank 0-2` (short for `%%ddp -t`)."""
-        targets, _, rest = line.strip().partition(" ")
+        targets, _, rest = self._expanded(line).strip().partition(" ")
         if not targets or targets.startswith("-"):
             raise UsageError("%%rank: name the ranks, as in %%rank 0 or %%rank [0-2]")
         self._run(f"-t {targets} {rest}", cell)
 
     @line_cell_magic
+    @no_var_expand
     def ddp(self, line: str, cell: str | None = None) -> None:
         """Run a cell on every rank of a persistent pool, or manage the pool.
 
@@ -68,10 +73,17 @@ class DDPMagics(Magics):
 
         On every rank: rank, local_rank, world_size, device, torch, dist. Variables live on.
         """
+        line = self._expanded(line)
         if cell is None:
             self._command(parse_command_line(line))
         else:
             self._run(line, cell)
+
+    def _expanded(self, line: str) -> str:
+        """`$n` and `{n}` stand for the notebook's variables, as in any magic; most lines have none."""
+        if "$" not in line and "{" not in line:
+            return line
+        return str(self.shell.var_expand(line, _FRAMES_TO_CELL))
 
     # -- cells -----------------------------------------------------------------------------------
 

@@ -58,6 +58,8 @@ class Agent:
         self._ranks: dict[int, RankProcess] = {}
         self._processes: set[RankProcess] = set()
         """Every rank that is not reaped: one that was let go may live on a while under a reused number."""
+        self._busy: set[RankProcess] = set()
+        """Ranks that a cell runs on."""
         self._preloaded = False
         self._forkserver_lost = False
         self._start_waiting: list[m.StartRanks] = []
@@ -204,7 +206,8 @@ class Agent:
                 process.tell_control(frame)
                 continue
             if isinstance(command, m.RunCell):
-                process.cell, process.busy = command.cell, True
+                process.cell = command.cell
+                self._busy.add(process)
             if not process.tell(frame):
                 self._watch_rank(process)
 
@@ -299,7 +302,7 @@ class Agent:
         """Relay what a rank says; what its cell wrote to fd 1 and 2 goes before the cell's end."""
         if isinstance(message, m.CellFinished):
             self._relay(process.drain())
-            process.busy = False
+            self._busy.discard(process)
             if message.verdict == "ok":
                 self._gather(body)
                 return
@@ -310,7 +313,7 @@ class Agent:
         if not self._gathered:
             self._gathered_at = time.monotonic()
         self._gathered.append(codec.frame(body))
-        if not any(process.busy for process in self._ranks.values()):
+        if not self._busy:
             self._say_gathered()
 
     def _say_gathered(self) -> None:
@@ -334,7 +337,7 @@ class Agent:
 
     def _exit_callback(self, process: RankProcess) -> Callable[[int], None]:
         def on_exit(_: int) -> None:
-            exit = process.reap(self._say)
+            exit = process.reap(self._say, process in self._busy)
             if exit is None:
                 return
             self._forget(process)
@@ -365,6 +368,7 @@ class Agent:
         if self._ranks.get(process.rank) is process:
             del self._ranks[process.rank]
         self._processes.discard(process)
+        self._busy.discard(process)
         process.close()
         if not self._processes:
             self._end_orphans()

@@ -33,7 +33,6 @@ class RankProcess:
         self.pid = 0
         self.pidfd = -1
         self.cell = m.NO_CELL
-        self.busy = False
         self._doomed = False  # an order to kill it came before it was born
         self.ended: set[m.Stream] = set()
         """Pipes that nothing more will come from."""
@@ -161,8 +160,11 @@ class RankProcess:
         except (ProcessLookupError, PermissionError):
             pass  # it has just ended
 
-    def reap(self, say: Callable[[m.FdOutput | m.Output | bytes], None]) -> m.WorkerExited | None:
-        """The process has ended: give all it wrote to `say`, then the facts. None if it is not so."""
+    def reap(self, say: Callable[[m.FdOutput | m.Output | bytes], None], busy: bool) -> m.WorkerExited | None:
+        """The process has ended: give all it wrote to `say`, then the facts. None if it is not so.
+
+        `busy`: a cell ran on it.
+        """
         try:
             os.killpg(self.pid, signal.SIGKILL)  # before the reaping, while the number is still its own
         except (ProcessLookupError, PermissionError):
@@ -175,8 +177,8 @@ class RankProcess:
             rank=self.rank,
             pid=self.pid,
             status=status,
-            cell=self.cell if self.busy else m.NO_CELL,
-            line=self.journal.line if self.busy else 0,
+            cell=self.cell if busy else m.NO_CELL,
+            line=self.journal.line if busy else 0,
             stderr=self._stderr.decode("utf-8", "replace").strip(),
             oom_kills=max(0, oom_kills() - self._oom_kills),
         )

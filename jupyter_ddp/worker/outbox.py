@@ -136,8 +136,9 @@ class Outbox:
             self._exclusively(self._say, kind, fields)
 
     def _say(self, kind: type[m.FromRank], fields: dict[str, Any]) -> None:
-        self._send_waiting(time.monotonic())
-        self._send(kind, **fields)
+        if self._journal.has_waiting:
+            self._send_waiting(time.monotonic())
+        self._send_as(kind, self.generation, self.cell, **fields)
 
     def _send(self, kind: type[m.FromRank], **fields: Any) -> None:
         self._send_as(kind, self.generation, self.cell, **fields)

@@ -4,8 +4,8 @@ Owns the user's variables. The notebook kernel has transformed the source; here 
 """
 
 from __future__ import annotations
-
 import __future__
+
 import ast
 import asyncio
 import base64

@@ -18,7 +18,7 @@ def test_a_stream_read_back_is_what_was_written(
     pieces: list[tuple[int, Stream, bytes]], reads: set[int]
 ) -> None:
     """Each stream equals the concatenation of its pieces, also when read between any two of them."""
-    log = CellLog(io.BytesIO())
+    log = CellLog(io.BytesIO)
     whole: dict[tuple[int, Stream], bytes] = {}
     for number, (rank, stream, data) in enumerate(pieces):
         log.append(rank, stream, data)

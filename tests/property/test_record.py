@@ -17,9 +17,7 @@ FROM = st.tuples(st.integers(0, WORLD), st.just(1), st.just(1), st.integers(0, 3
 STREAMS = st.sampled_from(["stdout", "stderr"])
 LINES = st.integers(0, 9)
 ERRORS = st.none() | st.builds(m.CellError, st.just("E"), st.text(max_size=20), LINES, st.just([]))
-BUNDLES = st.dictionaries(st.sampled_from(["text/plain", "text/html"]), st.text(max_size=5)).map(
-    json.dumps
-)
+BUNDLES = st.dictionaries(st.sampled_from(["text/plain", "text/html"]), st.text(max_size=5)).map(json.dumps)
 MESSAGES = st.one_of(
     st.builds(lambda f, *rest: m.Output(*f, *rest), FROM, STREAMS, st.just(0), st.binary(max_size=12)),
     st.builds(

@@ -243,9 +243,7 @@ def test_a_preload_that_fails_ends_the_start_with_its_words(desk: Desk) -> None:
     """Nothing was forked, so nothing is waited for."""
     desk.start(2)
     effects = desk.handle(m.PreloadFailed("ModuleNotFoundError: No module named 'torch'"))
-    assert effects == [
-        ev.StartFinished(PREPARED.format("ModuleNotFoundError: No module named 'torch'"))
-    ]
+    assert effects == [ev.StartFinished(PREPARED.format("ModuleNotFoundError: No module named 'torch'"))]
     assert desk.pool.phase is p.Phase.STOPPED
 
 
@@ -485,9 +483,7 @@ def test_the_second_press_breaks_at_once_and_the_third_kills(three: Desk) -> Non
     three.interrupt()
     three.ends(2, "interrupted")
     announced, *rest = three.interrupt()
-    assert announced == ev.Announced(
-        "interrupt: ranks 0-1: breaking the process group; variables are kept"
-    )
+    assert announced == ev.Announced("interrupt: ranks 0-1: breaking the process group; variables are kept")
     assert rest == [breaks(1, 0, 1, 2), interrupts(0, 1)]
     assert three.interrupt() == [
         ev.Announced("interrupt: killing ranks 0-1; what only they hold is lost"),

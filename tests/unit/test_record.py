@@ -359,7 +359,7 @@ def test_every_change_and_every_reading_of_output_holds_the_lock(ranks: Ranks) -
             assert lock.held
             return super().read(size)
 
-    record = CellRecord(1, [0, 1, 2], CheckedFile(), lock)  # type: ignore[arg-type]
+    record = CellRecord(1, [0, 1, 2], CheckedFile, lock)  # type: ignore[arg-type]
     steps = [
         lambda: record.fold(ranks.prints(0, "x")),
         lambda: record[0].stdout,
