@@ -113,14 +113,6 @@ class Snapshot(Struct, frozen=True):
 
     ranks: list[RankSnapshot]
 
-    @property
-    def silent(self) -> bool:
-        """There is nothing to show: no output, no notice, no end but a good one."""
-        return all(
-            r.verdict in (None, "ok") and not (r.segments or r.error or r.death or r.notices)
-            for r in self.ranks
-        )
-
 
 class CellRecord:
     """What a cell did on each of its ranks: `record[2].stdout`, `.value`, `.error`, `.verdict`.
@@ -250,6 +242,13 @@ class CellRecord:
             r.ended_after = sum(other.verdict is not None for other in self)
         r.verdict = verdict
         r.transcript.finish()
+
+    @property
+    def silent(self) -> bool:
+        """There is nothing to show: no output, no notice, no end but a good one."""
+        return all(
+            r.verdict in (None, "ok") and not (r.transcript or r.error or r.death or r.notices) for r in self
+        )
 
     def snapshot(self) -> Snapshot:
         """An immutable copy of what there is to show."""

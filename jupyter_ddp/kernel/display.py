@@ -28,10 +28,9 @@ class CellDisplay:
         if not done and (not self._live or record.version == self._shown_version):
             return
         self._shown_version = record.version
-        snapshot = record.snapshot()
-        if snapshot.silent and self._handle is None:
+        if record.silent and self._handle is None:
             return
-        page = bundle(snapshot, live=not done)
+        page = bundle(record.snapshot(), live=not done)
         if self._handle is not None:
             self._handle.update(page, raw=True)
         elif self._live and not done:

@@ -254,7 +254,7 @@ class Exchange:
     def _take(self, message: m.NodeToKernel) -> None:
         self._on_message(message)
         if type(message) in _EVENTS:
-            self._handle(message)
+            self._handle(message)  # type: ignore[arg-type]  # which is what was asked
 
     def _lose(self, connection: _Connection, reason: str = "") -> None:
         if connection.lost:

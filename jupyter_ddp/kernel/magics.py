@@ -83,16 +83,17 @@ class DDPMagics(Magics):
         """`$n` and `{n}` stand for the notebook's variables, as in any magic; most lines have none."""
         if "$" not in line and "{" not in line:
             return line
-        return str(self.shell.var_expand(line, _FRAMES_TO_CELL))
+        return str(self.shell.var_expand(line, _FRAMES_TO_CELL))  # type: ignore[no-untyped-call]
 
     # -- cells -----------------------------------------------------------------------------------
 
     def _run(self, line: str, cell: str) -> None:
         options = parse_cell_line(line)
         self._say_announcements()
-        first_line, count = self._place_of_cell(cell)
+        request = self._request()
+        first_line, count = self._place_of_cell(cell, request.get("code", ""))
         record: CellRecord | None = None
-        screen = CellDisplay(self._is_live())
+        screen = CellDisplay(self._is_live(request))
 
         def show(news: CellRecord, done: bool) -> None:
             nonlocal record
@@ -131,25 +132,24 @@ class DDPMagics(Magics):
                 "%ddp restart --devices … starts anew, without the variables"
             )
 
-    def _place_of_cell(self, cell: str) -> tuple[int, int]:
+    def _place_of_cell(self, cell: str, whole: str) -> tuple[int, int]:
         """(the notebook cell's line that the source begins on, the prompt number)."""
         before = 1
-        whole = self._request().get("code", "")
         if cell.strip() and whole.rstrip().endswith(cell.rstrip()):
             before = whole[: len(whole.rstrip()) - len(cell.rstrip())].count("\n")
         # `In` ends with this cell's own input; execution_count may already be the next one's.
         return before + 1, len(self.shell.user_ns.get("In", [""])) - 1
 
-    def _is_live(self) -> bool:
+    def _is_live(self, request: dict[str, Any]) -> bool:
         """A front end that can answer questions has somebody before it, who can watch."""
         if self.display != "auto":
             return bool(self.display == "live")
-        return bool(self._request().get("allow_stdin", False))
+        return bool(request.get("allow_stdin", False))
 
     def _request(self) -> dict[str, Any]:
         """What the front end asked for with this cell; empty where there is no notebook kernel."""
         kernel = getattr(self.shell, "kernel", None)
-        return {} if kernel is None else dict(kernel.get_parent().get("content", {}))
+        return {} if kernel is None else kernel.get_parent().get("content", {})
 
     # -- the pool's life -------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class DDPMagics(Magics):
             self._ensure_pool(CellOptions(pool))
 
     def _bring_up(self, start: Callable[..., str], pool: PoolOptions) -> None:
-        line = StartDisplay(self._is_live())
+        line = StartDisplay(self._is_live(self._request()))
         try:
             choice = start(pool.n, backend=pool.backend, devices=pool.devices, on_progress=line.show)
         except BaseException:  # an interrupt too: the line must not go on saying "starting"

@@ -57,18 +57,29 @@ def _transformed(cell: str) -> str:
 
     Most cells have nothing for them to do, which is seen sooner than IPython's tokenizer would see it.
     """
-    shell = get_ipython()
+    shell: Any = get_ipython()
     manager = TransformerManager() if shell is None else shell.input_transformer_manager
     if _ESCAPES.search(cell) or _transforms(manager) != _usual_transforms():
         return str(shell.transform_cell(cell) if shell is not None else manager.transform_cell(cell))
-    lines = (cell if cell.endswith("\n") else cell + "\n").splitlines(keepends=True)
+    source = cell if cell.endswith("\n") else cell + "\n"
     if shell is None:
-        return "".join(lines)
-    if len(lines) == 1:  # it may be a magic without its percent sign
-        lines = [shell.prefilter_manager.prefilter_lines(lines[0]) + "\n"]
+        return source
+    if source.count("\n") == 1 and not _is_statement(source):  # it may be a magic without its percent sign
+        source = shell.prefilter_manager.prefilter_lines(source) + "\n"
+    if not shell.input_transformers_post:
+        return source
+    lines = source.splitlines(keepends=True)
     for transform in shell.input_transformers_post:
         lines = transform(lines)
     return "".join(lines)
+
+
+def _is_statement(line: str) -> bool:
+    """Python, and no mere expression, which might name a magic."""
+    try:
+        return not isinstance(ast.parse(line).body[-1], ast.Expr)
+    except (SyntaxError, ValueError, IndexError):
+        return False
 
 
 def _transforms(manager: TransformerManager) -> tuple[list[Any], ...]:

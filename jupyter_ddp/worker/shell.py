@@ -188,9 +188,11 @@ class RankShell(InteractiveShell):
         name = f"<ipython-input-{self.execution_count}-cell-{order.cell}>"
         self.compile._filename_map[name] = self.execution_count
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-        if not (order.shows or self.ast_transformers):
-            with self.compile.extra_flags(ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if order.awaits else 0):
-                return [self.compile(source, name, "exec")]
+        if not (order.shows or self.ast_transformers) and self.ast_node_interactivity == "last_expr":
+            flags = self.compile.flags | (ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if order.awaits else 0)
+            code: types.CodeType = compile(source, name, "exec", flags, dont_inherit=True)
+            self.compile.flags |= code.co_flags & _FUTURES
+            return [code]
         tree = self.transform_ast(self.compile.ast_parse(source, filename=name))
         return compile_cell(self.compile, tree, name, self.ast_node_interactivity, order.awaits)
 
@@ -202,10 +204,9 @@ class RankShell(InteractiveShell):
                     self._run_in_loop(eval(code, self.user_ns))
                 else:
                     exec(code, self.user_ns)
-        except self.custom_exceptions as error:
-            self.CustomTB(type(error), error, error.__traceback__)
-            return error
         except BaseException as error:  # noqa: BLE001  # whatever a cell raises is its own affair
+            if isinstance(error, self.custom_exceptions):
+                self.CustomTB(type(error), error, error.__traceback__)
             return error
         return None
 

@@ -77,7 +77,7 @@ def test_a_new_record_is_running_everywhere(record: CellRecord) -> None:
     assert len(record) == 4
     assert repr(record) == "<cell 1: ranks 0–3 running>"
     assert repr(record[2]) == "<rank 2: running>"
-    assert record.snapshot().silent
+    assert record.silent
 
 
 def test_a_record_of_success(record: CellRecord, ranks: Ranks) -> None:
@@ -149,7 +149,7 @@ def test_a_notice_is_said_once(record: CellRecord, ranks: Ranks) -> None:
     for text in ("mind", "mind", "also"):
         record.fold(ranks.notes(0, text))
     assert record[0].notices == ["mind", "also"]
-    assert not record.snapshot().silent
+    assert not record.silent
 
 
 def test_a_rank_that_the_cell_is_not_for_is_left_out(ranks: Ranks) -> None:
@@ -306,7 +306,7 @@ def test_a_snapshot_stays_as_it_was(record: CellRecord, ranks: Ranks) -> None:
 def test_what_breaks_the_silence(record: CellRecord, ranks: Ranks, kind: str) -> None:
     """A cell is silent until there is anything to show, and a good end is nothing to show."""
     record.fold(ranks.ends(3))
-    assert record.snapshot().silent
+    assert record.silent
     if kind == "death":
         record.die(died(0))
     else:
@@ -317,7 +317,7 @@ def test_what_breaks_the_silence(record: CellRecord, ranks: Ranks, kind: str) ->
             "notice": ranks.notes(0, "x"),
         }
         record.fold(said[kind])
-    assert not record.snapshot().silent
+    assert not record.silent
 
 
 def test_a_closed_record_keeps_its_verdicts_and_reads_as_empty(record: CellRecord, ranks: Ranks) -> None:
