@@ -132,6 +132,7 @@ class CellRecord:
         self._lock = contextlib.nullcontext() if lock is None else lock
         self.log = CellLog(open_file)
         self._ranks = {rank: RankRecord(rank, self.log, self._lock) for rank in sorted(ranks)}
+        self._ended = 0
         self.version = 0
         """Counts what was folded: a view that saw this version has seen everything."""
 
@@ -239,7 +240,8 @@ class CellRecord:
 
     def _end(self, r: RankRecord, verdict: Verdict) -> None:
         if r.verdict is None:
-            r.ended_after = sum(other.verdict is not None for other in self)
+            r.ended_after = self._ended
+            self._ended += 1
         r.verdict = verdict
         r.transcript.finish()
 

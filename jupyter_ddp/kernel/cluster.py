@@ -17,7 +17,7 @@ import time
 from _signal import signal as set_handler  # without signal's look-up in an enum
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, Self, assert_never
+from typing import BinaryIO, Self, assert_never, get_args
 
 from IPython.core.getipython import get_ipython
 from msgspec import Struct
@@ -47,6 +47,7 @@ _SPOOL_BYTES = 1024 * 1024
 _NODE_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 15.0
 _WAIT_STEP_S = 0.25
+_CELL_MESSAGES = frozenset(get_args(m.CellMessage))
 _DEFAULT_SEED = 67280421310721
 """torch's own default seed (c10/core/GeneratorImpl.h): rank 0 draws what a fresh process draws."""
 
@@ -502,10 +503,10 @@ class Cluster:
         return exchange
 
     def _on_message(self, message: m.NodeToKernel) -> None:
-        if isinstance(message, m.CellMessage):
-            execution = self._executions.get(message.cell)
+        if type(message) in _CELL_MESSAGES:
+            execution = self._executions.get(message.cell)  # type: ignore[union-attr]
             if execution is not None:
-                self._fold(execution, message)
+                self._fold(execution, message)  # type: ignore[arg-type]  # which is what was asked
             return
         match message:
             case m.NodeReady():
