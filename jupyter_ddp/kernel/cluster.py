@@ -9,12 +9,10 @@ import contextlib
 import itertools
 import os
 import secrets
-import signal
 import sys
 import tempfile
 import threading
 import time
-from _signal import signal as set_handler  # without signal's look-up in an enum
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, Self, assert_never, get_args
@@ -36,6 +34,7 @@ from jupyter_ddp.core.topology import (
 )
 from jupyter_ddp.kernel.exchange import Exchange
 from jupyter_ddp.kernel.execution import Execution, Follower
+from jupyter_ddp.kernel.interrupts import InterruptsTo
 from jupyter_ddp.kernel.limits import check_world_size, usable_cores
 from jupyter_ddp.kernel.rendezvous import Rendezvous
 from jupyter_ddp.kernel.source import PreparedSource, prepare
@@ -245,29 +244,12 @@ class Cluster:
                 on_progress(time.monotonic() - began, self.status())
             return done
 
-        with self._interrupts_to_the_pool():
+        with InterruptsTo(self.interrupt):
             self._submit(request)
             _wait_for(wait, p.START_TIMEOUT_S + p.KILL_TIMEOUT_S + p.FORM_TIMEOUT_S)
         self._starting = None
         if waiter.error:
             raise PoolError(waiter.error)
-
-    @contextlib.contextmanager
-    def _interrupts_to_the_pool(self) -> Iterator[None]:
-        """Inside, the notebook's interrupt button is the pool's affair, and raises nothing here.
-
-        A KeyboardInterrupt could come between any two steps of ours, and leave a cell that nobody
-        follows; what the handler does instead (see `Exchange.post`) may be done at any moment.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = set_handler(signal.SIGINT, lambda *_: self.interrupt())
-        try:
-            yield
-        finally:
-            # None: a handler of C code's, which Python cannot name; Python's own takes its place.
-            set_handler(signal.SIGINT, before or signal.default_int_handler)
 
     # -- cells -----------------------------------------------------------------------------------
 
@@ -297,7 +279,7 @@ class Cluster:
         record = CellRecord(cell, ranks, _open_spool, threading.RLock())
         execution = Execution(record)
         self._executions[cell] = execution
-        with self._interrupts_to_the_pool():
+        with InterruptsTo(self.interrupt):
             exchange = self._submit(
                 ev.CellRequested(cell, ranks, prepared.source, prepared.awaits, prepared.shows, count)
             )
@@ -353,7 +335,7 @@ class Cluster:
         if self._exchange is None:
             return
         waiter = self._stopping = _Waiter()
-        with self._interrupts_to_the_pool():
+        with InterruptsTo(self.interrupt):
             self._submit(ev.StopRequested())
             _wait_for(waiter.wait, _CLOSE_TIMEOUT_S)
         self._stopping = None

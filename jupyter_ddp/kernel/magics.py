@@ -100,7 +100,7 @@ class DDPMagics(Magics):
             record = news
             screen.show(news, done)
 
-        prepared = prepare(cell, first_line)  # what is no Python starts no pool
+        prepared = prepare(cell, first_line, self.shell)  # what is no Python starts no pool
         self._ensure_pool(options)
         try:
             self.cluster.run(prepared, options.targets, check=False, on_news=show, count=count)
