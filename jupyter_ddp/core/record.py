@@ -48,6 +48,12 @@ class Value:
 class RankRecord:
     """One rank's part in a cell."""
 
+    # Slots: a cell on many ranks makes many of these, and lets go of as many.
+    __slots__ = (
+        "_lock", "_log", "_next_seq", "death", "duration_s", "ended_after", "error", "lost_messages",
+        "notices", "rank", "transcript", "value", "verdict",
+    )  # fmt: skip
+
     def __init__(self, rank: int, log: CellLog, lock: contextlib.AbstractContextManager[object]) -> None:
         self.rank = rank
         self.verdict: Verdict | None = None

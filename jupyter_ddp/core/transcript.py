@@ -100,6 +100,8 @@ Segment = Text | Rich
 class Transcript:
     """The segments of one rank's display, in the order they came."""
 
+    __slots__ = ("_clear_next", "_decoders", "_segments")
+
     def __init__(self) -> None:
         self._segments: list[Segment] = []
         self._decoders: dict[tuple[Stream, str], codecs.IncrementalDecoder] = {}

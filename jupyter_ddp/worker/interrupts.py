@@ -17,7 +17,8 @@ class InterruptGate:
     def __init__(self) -> None:
         self._open = False
         self._kept = False
-        self._shields = 0
+        self.shields = 0
+        """While this is not 0, a signal is kept. A plain number: it is on the path of every print."""
         self._handler = self._on_signal
         self.count = 0
         """Signals that came while a cell's code ran; reset when a cell begins."""
@@ -31,7 +32,7 @@ class InterruptGate:
         if not self._open:
             return
         self.count += 1
-        if self._shields:
+        if self.shields:
             self._kept = True
         else:
             raise KeyboardInterrupt
@@ -45,12 +46,9 @@ class InterruptGate:
     def close(self) -> None:
         self._open = False
 
-    def shield(self) -> None:
-        """From here to `unshield` a signal is kept. Plain calls: this is on the path of every print."""
-        self._shields += 1
-
     def unshield(self) -> None:
-        self._shields -= 1
-        if self._kept and not self._shields and self._open:
+        """The end of what no signal may interrupt, which began with raising `shields`."""
+        self.shields -= 1
+        if self._kept and not self.shields and self._open:
             self._kept = False
             raise KeyboardInterrupt

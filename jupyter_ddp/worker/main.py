@@ -204,7 +204,7 @@ class Worker:
         try:
             self._gate.open()
             try:
-                error = self._run_members(order)
+                error = self._run_members(order) if order.members else self._shell.run(order)
             finally:
                 self._gate.close()
         except KeyboardInterrupt as stop:
@@ -228,7 +228,7 @@ class Worker:
         return "error", error
 
     def _run_members(self, order: m.RunCell) -> m.CellError | None:
-        if not order.members or not dist.is_initialized():
+        if not dist.is_initialized():
             return self._shell.run(order)
         broken = self._group.broken
         group = None if broken else self._partial.group(order.members, self._group.generation)

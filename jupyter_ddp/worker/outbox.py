@@ -70,7 +70,7 @@ class Outbox:
         """
         mine = get_ident() == self._main
         if mine:
-            self._gate.shield()
+            self._gate.shields += 1
         try:
             with self._lock:
                 if self._acting:
@@ -144,9 +144,9 @@ class Outbox:
         self._send_as(kind, self.generation, self.cell, **fields)
 
     def _send_as(self, kind: type[m.FromRank], generation: int, cell: int, **fields: Any) -> None:
-        frame = codec.encode(kind(rank=self.rank, generation=generation, cell=cell, seq=self._seq, **fields))
+        message = kind(rank=self.rank, generation=generation, cell=cell, seq=self._seq, **fields)
         try:
-            self._link.sendall(frame)
+            self._link.sendall(codec.encode(message))
         except ConnectionError:
             os._exit(1)  # the agent is gone, and nobody is left to serve
         self._seq += 1
