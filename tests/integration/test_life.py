@@ -240,12 +240,12 @@ def test_interrupt_just_after_the_start(nb: NotebookKernel) -> None:
     """An interrupt in the moment between ordering a cell and waiting for it reaches the ranks."""
     nb.good(
         "import signal\nexchange = get_ipython().magics_manager.registry['DDPMagics'].cluster._exchange\n"
-        "real = exchange.post\n"
-        "def post(event):\n    real(event)\n    if type(event).__name__ == 'CellRequested':\n"
-        "        signal.raise_signal(signal.SIGINT)\nexchange.post = post"
+        "real = exchange.submit\n"
+        "def submit(event):\n    real(event)\n    if type(event).__name__ == 'CellRequested':\n"
+        "        signal.raise_signal(signal.SIGINT)\nexchange.submit = post"
     )
     cell = nb.run("%%ddp\nwhile True:\n    pass", 8)
-    nb.good("del exchange.post")
+    nb.good("del exchange.submit")
     assert cell.error.startswith("RankError: "), cell
     assert nb.ranks(REDUCE).values == [4.0] * 4
 
