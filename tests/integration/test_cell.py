@@ -59,6 +59,77 @@ def test_last_value(nb: NotebookKernel) -> None:
     assert nb.ranks("x = 5").all("value") == [None] * 4
 
 
+def test_which_values_are_shown(nb: NotebookKernel) -> None:
+    """IPython's `ast_node_interactivity` holds on a rank."""
+    nb.ranks("get_ipython().ast_node_interactivity = 'last_expr_or_assign'")
+    try:
+        assert nb.ranks("x = rank + 5").values == [5, 6, 7, 8]
+        assert nb.ranks("x += 1").values == [6, 7, 8, 9]
+        assert nb.ranks("x, y = 1, 2").all("value") == [None] * 4
+        nb.ranks("get_ipython().ast_node_interactivity = 'all'")
+        assert nb.ranks("1\nx = 2\nx").cell.text.count("1") >= 1
+    finally:
+        nb.ranks("get_ipython().ast_node_interactivity = 'last_expr'")
+    assert nb.ranks("x = 5").all("value") == [None] * 4
+
+
+def test_future_statements_hold_in_later_cells(nb: NotebookKernel) -> None:
+    """`from __future__ import annotations` in one cell is still there in the next, as in a notebook."""
+    assert nb.ranks("def f(x: int): pass\nf.__annotations__['x'] is int").values == [True] * 4
+    nb.ranks("from __future__ import annotations")
+    assert nb.ranks("def f(x: int): pass\nf.__annotations__['x']").values == ["int"] * 4
+    nb.ranks("get_ipython().compile.reset_compiler_flags()")
+    assert nb.ranks("def f(x: int): pass\nf.__annotations__['x'] is int").values == [True] * 4
+
+
+def test_who_registers_for_a_cells_events_hears_of_it(nb: NotebookKernel) -> None:
+    """IPython's events come on a rank: what watches cells (autoreload, matplotlib) works there."""
+    nb.ranks(
+        "heard = []\nwatch = {'pre_execute': lambda: heard.append('pre'), "
+        "'pre_run_cell': lambda info: heard.append(info.raw_cell.strip()), "
+        "'post_run_cell': lambda result: heard.append((result.success, result.result)), "
+        "'post_execute': lambda: heard.append('post')}\n"
+        "for name, callback in watch.items(): get_ipython().events.register(name, callback)"
+    )
+    nb.ranks("rank * 0 + 7")
+    nb.bad("%%ddp\n1/0")
+    heard = nb.ranks(
+        "for name, callback in watch.items(): get_ipython().events.unregister(name, callback)\nheard"
+    ).values[3]
+    # The cell that registered them ends with them registered, and the one that lists them begins so.
+    assert heard[:2] == ["post", (True, None)]
+    assert heard[2:6] == ["pre", "rank * 0 + 7", "post", (True, 7)]
+    assert heard[6:10] == ["pre", "1/0", "post", (False, None)]
+
+
+def test_syntax_transformers(nb: NotebookKernel) -> None:
+    """An AST transformer registered on a rank works there; one that raises is removed, and harms no cell."""
+    nb.ranks(
+        "import ast\nclass Twice(ast.NodeTransformer):\n    def visit_Constant(self, node):\n"
+        "        return ast.copy_location(ast.Constant(node.value * 2), node)\n"
+        "twice = Twice(); get_ipython().ast_transformers.append(twice)"
+    )
+    assert nb.ranks("x = 21\nx").values == [42] * 4
+    nb.ranks("get_ipython().ast_transformers.clear()")
+    assert nb.ranks("x = 21\nx").values == [21] * 4
+
+
+def test_the_line_takes_the_notebooks_variables(nb: NotebookKernel) -> None:
+    """`$name` and `{expression}` in a magic's line, as in IPython's own."""
+    nb.good("some, size = '0,2', 4")
+    assert nb.ranks("rank", "-n $size -t $some").cell.ok
+    assert nb.ranks("rank", "-t {size - 1}").values[-1] == 3
+    nb.good("%%rank $some\nrank")
+
+
+def test_a_stream_that_a_cell_closes_or_takes_apart(nb: NotebookKernel) -> None:
+    """sys.stdout outlives close() and detach(); the next cell prints."""
+    nb.ranks("import sys\nsys.stdout.close(); print('still')")
+    cell = nb.bad("%%ddp\nsys.stdout.detach()")
+    assert "UnsupportedOperation" in cell.error
+    assert nb.ranks("print('here')").stdout == ["here\n"] * 4
+
+
 def test_semicolon_suppresses_the_value(nb: NotebookKernel) -> None:
     """A semicolon at the end keeps the value from being shown."""
     for code in ("rank + 10;", "rank + 10;  # why", "f'a;b';"):
