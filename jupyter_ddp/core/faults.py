@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 from jupyter_ddp.core.messages import WorkerExited
+
+# As faulthandler writes it; of all threads' stacks, that of the one that failed.
+_FAILED_STACK = re.compile(r"^Current thread 0x\w+.*\n((?:  .*\n?)*)", re.MULTILINE)
 
 
 def signal_name(number: int) -> str:
@@ -21,6 +25,13 @@ def describe_status(status: int) -> str:
     if os.WIFSIGNALED(status):
         return f"killed by {signal_name(os.WTERMSIG(status))}"
     return f"exited with code {os.waitstatus_to_exitcode(status)}"
+
+
+def line_of_crash(stderr: str, cell: int) -> int:
+    """The line of this cell that a crash came from, by faulthandler's own words; 0 where it wrote none."""
+    stacks = _FAILED_STACK.findall(stderr)
+    found = re.search(rf'File "<[^"\n]*-cell-{cell}>", line (\d+)', stacks[-1]) if stacks else None
+    return int(found[1]) if found else 0
 
 
 def describe_exit(exit: WorkerExited) -> str:

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator
 
 from jupyter_ddp.core import codec
 from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.faults import line_of_crash
 from jupyter_ddp.core.journal import PAGE_BYTES, Journal
 from jupyter_ddp.node.linux import oom_kills
 
 _READ_BYTES = 256 * 1024
-_STDERR_BYTES = 4 * 1024
+_STDERR_BYTES = 16 * 1024
+"""What Python says of a crash fits: every thread's stack, and the names of all extension modules."""
 _MAX_READS = 64
 _STREAMS: tuple[m.Stream, m.Stream] = ("stdout", "stderr")
 
@@ -173,13 +175,14 @@ class RankProcess:
         if not pid:
             return None
         self._last_words(say)
+        stderr = self._stderr.decode("utf-8", "replace").strip()
         return m.WorkerExited(
             rank=self.rank,
             pid=self.pid,
             status=status,
             cell=self.cell if busy else m.NO_CELL,
-            line=self.journal.line if busy else 0,
-            stderr=self._stderr.decode("utf-8", "replace").strip(),
+            line=(line_of_crash(stderr, self.cell) or self.journal.line) if busy else 0,
+            stderr=stderr,
             oom_kills=max(0, oom_kills() - self._oom_kills),
         )
 

@@ -80,7 +80,10 @@ class ControlThread:
                         self._group.break_(command.generation)
 
     def _note_line(self) -> None:
-        frame: FrameType | None = sys._current_frames().get(self._main or 0)
+        self.note_line_of(sys._current_frames().get(self._main or 0))
+
+    def note_line_of(self, frame: FrameType | None) -> None:
+        """The cell's line that this frame was called from is where the rank is now."""
         while frame is not None:
             if self._is_cell_file(frame.f_code.co_filename):
                 self._journal.line = frame.f_lineno or 0
@@ -88,6 +91,7 @@ class ControlThread:
             frame = frame.f_back
 
     def close_in_fork(self) -> None:
-        """A process that the user's code forked has no business on this socket."""
+        """A process that the user's code forked has no business on this socket, or the rank's page."""
+        self.watching = False
         self._link.close()
         os.close(self._wake_fd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import faulthandler
+import functools
 import mmap
 import os
 import random
@@ -14,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from typing import assert_never
+from typing import NoReturn, assert_never
 
 import torch
 import torch.distributed as dist
@@ -124,6 +125,7 @@ class Worker:
         self._control = ControlThread(control, outbox, journal, self._group, self._shell.is_cell_file)
         self._seed(begin.surroundings.seed + begin.place.rank)
         self._introduce(begin.place)
+        self._note_exits()
         os.register_at_fork(after_in_child=self._after_fork)
         outbox.say(m.WorkerConnected, pid=os.getpid())
 
@@ -145,6 +147,18 @@ class Worker:
             torch=torch,
             dist=dist,
         )
+
+    def _note_exits(self) -> None:
+        """`os._exit()` tells nobody anything: note at least the line that it was called on."""
+        real = os._exit
+
+        @functools.wraps(real)
+        def leave(status: int) -> NoReturn:
+            if self._control.watching:
+                self._control.note_line_of(sys._getframe(1))
+            real(status)
+
+        os._exit = leave
 
     def _after_fork(self) -> None:
         self._outbox.after_fork()
