@@ -13,6 +13,8 @@ import hypothesis
 import psutil
 import pytest
 
+from tests.promises import MARKER, Promises, Stopwatch
+
 TESTS = Path(__file__).parent
 STARTING_PROCESSES = {"integration", "fault", "browser", "notebook", "gpu", "benchmarks"}
 """Kinds of test that carry the marker `processes` without saying so."""
@@ -33,6 +35,15 @@ hypothesis.settings.load_profile("short")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="also run the tests marked `slow`")
+
+
+_PROMISES = pytest.StashKey[Promises]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER)
+    promises = config.stash[_PROMISES] = Promises()
+    config.pluginmanager.register(promises)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,6 +68,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def _installed(program: str) -> bool:
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin") is not None
+
+
+@pytest.fixture
+def promised(request: pytest.FixtureRequest) -> Stopwatch:
+    """`with promised():` measures what the test's marker `promise` gives a bound for."""
+    return request.config.stash[_PROMISES].stopwatch(request)
 
 
 # --- nothing is left ------------------------------------------------------------------------------
@@ -143,7 +160,7 @@ def _descriptors() -> dict[int, str]:
     return found
 
 
-def _check(before: Leftovers, whom: str) -> None:
+def check_leftovers(before: Leftovers, whom: str) -> None:
     if left := before.since():
         pytest.fail(f"left behind by {whom}:\n  " + "\n  ".join(left), pytrace=False)
 
@@ -153,7 +170,7 @@ def _module_leaves_nothing() -> Iterator[None]:
     """Set up before the module's own fixtures and torn down after them: a shared pool must be gone."""
     before = Leftovers()
     yield
-    _check(before, "the fixtures of this module")
+    check_leftovers(before, "the fixtures of this module")
 
 
 @pytest.fixture(autouse=True)
@@ -161,4 +178,4 @@ def _test_leaves_nothing(_module_leaves_nothing: None) -> Iterator[None]:
     """Set up after the module's fixtures that the test uses, so a shared pool is in the baseline."""
     before = Leftovers()
     yield
-    _check(before, "this test")
+    check_leftovers(before, "this test")
