@@ -123,7 +123,13 @@ class SignalRanks(Message, frozen=True):
     group: bool = False
 
 
-KernelToNode = StartRanks | Tell | SignalRanks
+class WatchUsage(Message, frozen=True):
+    """Say what the ranks use (`Usage`) every so many seconds from now on; 0 ends it."""
+
+    interval_s: float
+
+
+KernelToNode = StartRanks | Tell | SignalRanks | WatchUsage
 
 
 # --- what a node agent says ---------------------------------------------------------------------
@@ -187,6 +193,32 @@ class FdOutput(Message, frozen=True):
     seq: int
     stream: Stream
     data: bytes
+
+
+class RankUsage(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one rank's process uses, and where it is.
+
+    `memory_bytes`: its share of main memory (PSS: what ranks share is divided among them). `cpu`: cores
+    in use since the last sample, `gpu` the share of its GPU's time in use (0 to 1, by all processes);
+    `gpu_memory_bytes`: of its GPU, by all processes, with `gpu_total_bytes`; the three are -1 without a
+    GPU. `line`: the cell's line it was last seen on, 0 between cells. `process_state`: the letter that
+    ps shows (R runs, S sleeps, T stopped).
+    """
+
+    rank: int
+    memory_bytes: int
+    cpu: float
+    line: int
+    process_state: str
+    gpu: float = -1.0
+    gpu_memory_bytes: int = -1
+    gpu_total_bytes: int = -1
+
+
+class Usage(Message, frozen=True):
+    """One sample of a node's ranks."""
+
+    ranks: list[RankUsage]
 
 
 # --- what a rank says ---------------------------------------------------------------------------
@@ -287,6 +319,7 @@ NodeToKernel = (
     | PreloadFailed
     | WorkerForked
     | WorkerExited
+    | Usage
     | FdOutput
     | WorkerConnected
     | GroupFormed

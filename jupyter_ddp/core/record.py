@@ -187,6 +187,11 @@ class CellRecord:
             causes.append(f"{named(rest, '-')} failed too")
         return "; ".join(causes)
 
+    def failure_of(self, rank: int) -> str:
+        """Why the cell did not end well on this rank, in one line; "" if it did, or has not ended."""
+        r = self._ranks[rank]
+        return "" if r.verdict in (None, "ok") else _first_line(r)
+
     # -- how it grows ----------------------------------------------------------------------------
 
     def fold(self, message: m.CellMessage) -> None:

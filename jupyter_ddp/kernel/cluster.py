@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, Self, assert_never, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, assert_never, get_args
 
 from IPython.core.getipython import get_ipython
 from msgspec import Struct
@@ -24,6 +24,7 @@ from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.errors import PoolError, UsageError
+from jupyter_ddp.core.faults import describe_exit
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.core.topology import (
     Plan,
@@ -32,14 +33,20 @@ from jupyter_ddp.core.topology import (
     parse_targets,
     visible_gpus,
 )
+from jupyter_ddp.core.usage import UsageBook
 from jupyter_ddp.kernel.exchange import Exchange
 from jupyter_ddp.kernel.execution import Execution, Follower
+from jupyter_ddp.kernel.front_end import somebody_watches
 from jupyter_ddp.kernel.interrupts import InterruptsTo
 from jupyter_ddp.kernel.limits import check_world_size, usable_cores
 from jupyter_ddp.kernel.rendezvous import Rendezvous
 from jupyter_ddp.kernel.source import PreparedSource, prepare
 from jupyter_ddp.kernel.torch_import import TorchImport
 from jupyter_ddp.launch.local import LocalNode
+from jupyter_ddp.view.status import status_text
+
+if TYPE_CHECKING:
+    from jupyter_ddp.kernel.panel import Feed, Panel
 
 RECORDS_KEPT = 20
 _SPOOL_BYTES = 1024 * 1024
@@ -67,12 +74,23 @@ class _Waiter:
 
 
 class RankStatus(Struct, frozen=True):
-    """One rank, as `%ddp status` shows it."""
+    """One rank, as `%ddp status` and the panel show it.
+
+    `cell` is the prompt number of the cell that runs on it, 0 if none; `line` that cell's line it was last
+    seen on, 0 if nobody looked. `error` is its last failure, or why it died.
+    """
 
     rank: int
     pid: int
     device: str
     state: str
+    node: str = ""
+    cell: int = 0
+    line: int = 0
+    age_s: float = 0.0
+    error: str = ""
+    usage: tuple[m.RankUsage, ...] = ()
+    """What it used lately, oldest first, while somebody looks (`watch_usage`)."""
 
 
 class Cluster:
@@ -108,6 +126,10 @@ class Cluster:
         self._executions: OrderedDict[int, Execution] = OrderedDict()
         self._cells = itertools.count(1)
         self._run_id = ""
+        self._feed: Feed | None = None
+        self._usage = UsageBook()
+        self._usage_interval_s = 0.0
+        self._hostname = ""
         self._announced: deque[str] = deque(maxlen=100)
         self.stages: dict[str, float] = {}
         """Seconds after its start at which the forkserver came to each stage."""
@@ -125,6 +147,7 @@ class Cluster:
         self._forkserver_lost = False
         self._node_ready = _Waiter()
         self._exchange = Exchange(self._pool, [node], self._on_effect, self._on_message)
+        self.watch_usage(self._usage_interval_s)
         self._torch.begin()
 
     def wait_for_torch(self, timeout_s: float = 60.0) -> None:
@@ -182,7 +205,7 @@ class Cluster:
         """Have a node agent that answers. Raises PoolError with the reason where there is none."""
         spoilt = self._exchange is not None and (self._exchange.lost or self._forkserver_lost)
         if spoilt and self._pool.phase is p.Phase.STOPPED:
-            self.close()
+            self._let_go()
         self.warm_up()
         assert self._exchange is not None
         deadline = time.monotonic() + _NODE_TIMEOUT_S
@@ -191,10 +214,10 @@ class Cluster:
                 reason = (
                     self._exchange.lost_reason or f"no answer from the node agent in {_NODE_TIMEOUT_S:.0f} s"
                 )
-                self.close()
+                self._let_go()
                 raise PoolError(reason)
         if error := self._node_ready.error:
-            self.close()
+            self._let_go()
             raise PoolError(error)
 
     def _plan(self, n: int | None, backend: m.Backend | None, devices: Sequence[int] | None) -> Plan:
@@ -277,7 +300,7 @@ class Cluster:
         ranks = self._targets(targets)
         cell = next(self._cells)
         record = CellRecord(cell, ranks, _open_spool, threading.RLock())
-        execution = Execution(record)
+        execution = Execution(record, count)
         self._executions[cell] = execution
         with InterruptsTo(self.interrupt):
             exchange = self._submit(
@@ -382,6 +405,20 @@ class Cluster:
             raise UsageError("activate: there are no magics to use it; %load_ext jupyter_ddp comes first")
         magics.cluster = self
 
+    def panel(self) -> Panel:
+        """A panel that shows this cluster while it works, with buttons: a widget to display."""
+        from jupyter_ddp.kernel.panel import Feed  # the widgets' library takes a while
+
+        if self._feed is None:
+            self._feed = Feed(self)
+        return self._feed.open()
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """As a cell's value: the panel, where somebody can use it."""
+        if somebody_watches():
+            return self.panel()._repr_mimebundle_(**options)
+        return {"text/plain": f"{self!r}\n{status_text(self.status(), self.backend, self.phase)}"}
+
     def _is_formed(self, timeout_s: float) -> bool:
         """Wait until no group is being formed; True when that is so. A poll will do: it is rarely asked."""
         deadline = time.monotonic() + timeout_s
@@ -390,7 +427,14 @@ class Cluster:
         return self._pool.phase is not p.Phase.FORMING
 
     def close(self) -> None:
-        """End everything: ranks, the process they are forked from, the rendezvous."""
+        """End everything: ranks, the process they are forked from, the rendezvous, the panels."""
+        self._let_go()
+        feed, self._feed = self._feed, None
+        if feed is not None:
+            feed.close()
+
+    def _let_go(self) -> None:
+        """Of all processes. The panels stay: they show what comes next."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.close()
@@ -455,12 +499,40 @@ class Cluster:
             said.append(self._announced.popleft())
         return said
 
+    def watch_usage(self, interval_s: float) -> None:
+        """Have `status` tell what the ranks use, sampled every so many seconds at most; 0 ends it."""
+        self._usage_interval_s = interval_s
+        if self._exchange is not None and not self._exchange.lost:
+            self._exchange.tell_nodes(m.WatchUsage(interval_s))
+
     def status(self) -> list[RankStatus]:
         """Each rank's process and what it does; empty without a pool."""
-        return [
-            RankStatus(rank, state.pid, state.place.device, self._state_of(rank, state))
-            for rank, state in list(self._pool.ranks.items())
-        ]
+        now = time.monotonic()
+        running = next((e for e in reversed(list(self._executions.values())) if not e.done), None)
+        return [self._status_of(rank, state, running, now) for rank, state in list(self._pool.ranks.items())]
+
+    def _status_of(self, rank: int, state: p.RankState, running: Execution | None, now: float) -> RankStatus:
+        word, history = self._state_of(rank, state), self._usage.history(rank)
+        busy = running is not None and word == "running"
+        return RankStatus(
+            rank=rank,
+            pid=state.pid,
+            device=state.place.device,
+            state=word,
+            node=self._hostname,
+            cell=running.count if running is not None and busy else 0,
+            line=history[-1].line if history and busy else 0,
+            age_s=self._usage.age_s(rank, now),
+            error=describe_exit(state.exited) if state.exited else self._last_error(rank),
+            usage=history,
+        )
+
+    def _last_error(self, rank: int) -> str:
+        """Of the last of its cells that failed, in one line; "" if none of those that are kept did."""
+        for execution in reversed(list(self._executions.values())):
+            if rank in execution.record.ranks and (words := execution.record.failure_of(rank)):
+                return words
+        return ""
 
     def _state_of(self, rank: int, state: p.RankState) -> str:
         if not state.alive:
@@ -492,10 +564,15 @@ class Cluster:
             return
         match message:
             case m.NodeReady():
-                self._gpus = message.gpus
+                self._gpus, self._hostname = message.gpus, message.hostname
                 self._node_ready.finish(_version_error(message))
             case m.Preloaded():
                 self.stages[message.stage] = message.seconds
+            case m.WorkerForked():
+                self._usage.bear(message.rank, time.monotonic())
+            case m.Usage():
+                for usage in message.ranks:
+                    self._usage.fold(usage)
             case m.PreloadFailed():
                 self._forkserver_lost = True  # living ranks go on; the next start makes a new one
             case _:

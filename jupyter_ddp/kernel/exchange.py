@@ -109,6 +109,13 @@ class Exchange:
         if self._pool.next_deadline != before:
             self._wake()
 
+    def tell_nodes(self, message: m.KernelToNode) -> None:
+        """Send what is no business of the pool's to every node."""
+        with self._serving:
+            for connection in self._connections.values():
+                connection.writer.push(codec.encode(message))
+            self._settle()
+
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
         """Wait for what this exchange will set, serving the links meanwhile; True when it is set."""
         if event.is_set() or self._closing or not self._leading.acquire(blocking=False):

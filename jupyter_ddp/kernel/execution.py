@@ -15,8 +15,10 @@ Wait = Callable[[threading.Event, float], bool]
 class Execution:
     """One cell while it runs: its record, and the news of it."""
 
-    def __init__(self, record: CellRecord) -> None:
+    def __init__(self, record: CellRecord, count: int = 0) -> None:
         self.record = record
+        self.count = count
+        """The notebook's prompt number."""
         self.refusal = ""
         self.news = threading.Event()
         """There is something to show that was not shown; who shows it clears it."""

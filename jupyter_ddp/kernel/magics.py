@@ -7,12 +7,15 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, magics_class, no_var_expand
+from IPython.display import display
 from traitlets import Enum
 
 from jupyter_ddp.core.errors import PoolError, UsageError
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.kernel.cluster import Cluster
 from jupyter_ddp.kernel.display import CellDisplay, StartDisplay
+from jupyter_ddp.kernel.front_end import request as front_end_request
+from jupyter_ddp.kernel.front_end import somebody_watches
 from jupyter_ddp.kernel.limits import check_world_size
 from jupyter_ddp.kernel.options import (
     CellOptions,
@@ -69,6 +72,7 @@ class DDPMagics(Magics):
             -o, --output    bind the cell's record: NAME[2].stdout, .value, .error, .verdict
             --backend       of a new pool; nccl where each rank has a GPU, else gloo
             --devices       GPUs of a new pool, as in 1,3
+        %ddp            the panel: what each rank is and does, and buttons to act on them
         %ddp status | start [-n N] | stop | restart | resize N | interrupt
 
         On every rank: rank, local_rank, world_size, device, torch, dist. Variables live on.
@@ -90,7 +94,7 @@ class DDPMagics(Magics):
     def _run(self, line: str, cell: str) -> None:
         options = parse_cell_line(line)
         self._say_announcements()
-        request = self._request()
+        request = front_end_request()
         first_line, count = self._place_of_cell(cell, request.get("code", ""))
         record: CellRecord | None = None
         screen = CellDisplay(self._is_live(request))
@@ -142,20 +146,15 @@ class DDPMagics(Magics):
 
     def _is_live(self, request: dict[str, Any]) -> bool:
         """A front end that can answer questions has somebody before it, who can watch."""
-        if self.display != "auto":
-            return bool(self.display == "live")
-        return bool(request.get("allow_stdin", False))
-
-    def _request(self) -> dict[str, Any]:
-        """What the front end asked for with this cell; empty where there is no notebook kernel."""
-        kernel = getattr(self.shell, "kernel", None)
-        return {} if kernel is None else kernel.get_parent().get("content", {})
+        return somebody_watches(request) if self.display == "auto" else bool(self.display == "live")
 
     # -- the pool's life -------------------------------------------------------------------------
 
     def _command(self, options: CommandOptions) -> None:
         cluster = self.cluster
         match options.command:
+            case "panel":
+                self._show_panel()
             case "status":
                 self._say(status_text(cluster.status(), cluster.backend, cluster.phase))
             case "start":
@@ -173,6 +172,13 @@ class DDPMagics(Magics):
                 raise AssertionError(other)
         self._say_announcements()
 
+    def _show_panel(self) -> None:
+        """The panel where it can be used, else what it would show."""
+        if self._is_live(front_end_request()):
+            display(self.cluster.panel())  # type: ignore[no-untyped-call]
+        else:
+            self._say(status_text(self.cluster.status(), self.cluster.backend, self.cluster.phase))
+
     def _start_or_keep(self, pool: PoolOptions) -> None:
         """Run again from the top, `%ddp start -n 4` finds the pool there and keeps it."""
         if not self.cluster.running:
@@ -181,7 +187,7 @@ class DDPMagics(Magics):
             self._ensure_pool(CellOptions(pool))
 
     def _bring_up(self, start: Callable[..., str], pool: PoolOptions) -> None:
-        line = StartDisplay(self._is_live(self._request()))
+        line = StartDisplay(self._is_live(front_end_request()))
         try:
             choice = start(pool.n, backend=pool.backend, devices=pool.devices, on_progress=line.show)
         except BaseException:  # an interrupt too: the line must not go on saying "starting"

@@ -13,7 +13,7 @@ from jupyter_ddp.core.errors import UsageError
 from jupyter_ddp.core.messages import Backend
 from jupyter_ddp.core.topology import parse_devices
 
-SUBCOMMANDS = ("status", "start", "stop", "restart", "resize", "interrupt")
+SUBCOMMANDS = ("panel", "status", "start", "stop", "restart", "resize", "interrupt")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,8 +60,8 @@ def parse_cell_line(line: str) -> CellOptions:
 
 
 def parse_command_line(line: str) -> CommandOptions:
-    """The subcommand of `%ddp` and its options; an empty line means status. Raises UsageError."""
-    words = _split("%ddp", line) or ["status"]
+    """The subcommand of `%ddp` and its options; an empty line means the panel. Raises UsageError."""
+    words = _split("%ddp", line) or ["panel"]
     command = words[0]
     if command not in SUBCOMMANDS:
         raise UsageError(f"%ddp {command}: no such command; there are {', '.join(SUBCOMMANDS)}")

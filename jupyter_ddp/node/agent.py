@@ -23,6 +23,7 @@ from jupyter_ddp.node.forkserver_link import Forkserver
 from jupyter_ddp.node.gpus import list_gpus
 from jupyter_ddp.node.linux import become_subreaper, children, raise_descriptor_limit
 from jupyter_ddp.node.rank_process import RankProcess
+from jupyter_ddp.node.usage import UsageSampler
 
 _READ_BYTES = 1024 * 1024
 _MAX_WAITING_BYTES = 16 * 1024 * 1024
@@ -65,6 +66,7 @@ class Agent:
         self._start_waiting: list[m.StartRanks] = []
         self._gathered: list[bytes] = []
         self._gathered_at = 0.0
+        self._usage = UsageSampler()
         self._leaving = False
         self._throttled = False
         # Not `selectors`: with four ranks on two cores, its bookkeeping is a twentieth of a short cell.
@@ -87,7 +89,9 @@ class Agent:
         self._flush()
         try:
             while not self._leaving:
-                self._attend(_GATHER_S if self._gathered else None)
+                self._attend(_GATHER_S if self._gathered else self._usage.due_in_s())
+                if self._usage.due_in_s() == 0:
+                    self._say(self._usage.sample(self._ranks.values(), self._busy))
                 if self._gathered and time.monotonic() - self._gathered_at >= _GATHER_S:
                     self._say_gathered()
                 self._flush()
@@ -183,6 +187,8 @@ class Agent:
                 for rank in order.ranks:
                     if rank in self._ranks:
                         self._ranks[rank].signal(order.signal, order.group)
+            case m.WatchUsage():
+                self._usage.watch(order.interval_s)
             case _:
                 assert_never(order)
 
@@ -222,7 +228,8 @@ class Agent:
         for order in self._start_waiting:
             started: list[RankProcess] = []
             for place in order.places:
-                process = RankProcess(place.rank, self._read_buffer)
+                devices = order.surroundings.environ.get("CUDA_VISIBLE_DEVICES")
+                process = RankProcess(place, devices, self._read_buffer)
                 process.tell(codec.encode(m.BeginWorker(place, order.surroundings)))
                 self._ranks[place.rank] = process
                 self._processes.add(process)

@@ -29,8 +29,12 @@ _STREAMS: tuple[m.Stream, m.Stream] = ("stdout", "stderr")
 class RankProcess:
     """The descriptors exist before the process does: its first message waits in the socket."""
 
-    def __init__(self, rank: int, read_buffer: bytearray | None = None) -> None:
-        self.rank = rank
+    def __init__(
+        self, place: m.WorkerPlace, visible_devices: str | None = None, read_buffer: bytearray | None = None
+    ) -> None:
+        self.rank, self.device = place.rank, place.device
+        self.visible_devices = visible_devices
+        """The rank's CUDA_VISIBLE_DEVICES, which its device's number counts in."""
         self._read_view = memoryview(bytearray(_READ_BYTES) if read_buffer is None else read_buffer)
         self.pid = 0
         self.pidfd = -1
@@ -49,7 +53,7 @@ class RankProcess:
         self._pipes_poll = select.poll()
         for fd in self.pipes.values():
             self._pipes_poll.register(fd, select.POLLIN)
-        self._page_fd = os.memfd_create(f"jupyter_ddp rank {rank}")
+        self._page_fd = os.memfd_create(f"jupyter_ddp rank {self.rank}")
         os.ftruncate(self._page_fd, PAGE_BYTES)
         self._page = mmap.mmap(self._page_fd, PAGE_BYTES)
         self.journal = Journal(memoryview(self._page))
@@ -147,6 +151,11 @@ class RankProcess:
                 self._stderr = (self._stderr + data)[-_STDERR_BYTES:]
             yield m.FdOutput(self.rank, self.cell, self._fd_seq, stream, data)
             self._fd_seq += 1
+
+    @property
+    def line(self) -> int:
+        """The running cell's line that the rank was last seen on."""
+        return self.journal.line
 
     # -- death -----------------------------------------------------------------------------------
 

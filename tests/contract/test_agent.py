@@ -705,3 +705,37 @@ def test_a_rank_that_talks_nonsense_is_lost_alone(mortal: Agent) -> None:
     mortal.run("import struct; cells.send(struct.pack('<I', 3) + bytes([0xc1] * 3)); cells.recv(1)", 0)
     assert mortal.next(m.WorkerExited).rank == 0
     mortal.run_to_end("pass", 1)
+
+
+# --- what ranks use -------------------------------------------------------------------------------
+
+
+def test_usage_is_told_while_somebody_looks(agent: Agent) -> None:
+    """Every rank's memory and state, again and again, until nobody looks any more."""
+    agent.start(*range(6))
+    agent.tell(m.WatchUsage(0.01))
+    seen: dict[int, list[m.RankUsage]] = {}
+    while len(seen) < 6 or min(map(len, seen.values())) < 3:
+        for usage in agent.next(m.Usage).ranks:
+            seen.setdefault(usage.rank, []).append(usage)
+    assert all(u.memory_bytes > 100_000 and u.process_state == "S" for us in seen.values() for u in us)
+    assert all(u.line == 0 and u.gpu_memory_bytes == -1 for us in seen.values() for u in us)
+    agent.tell(m.WatchUsage(0))
+    agent.run_to_end("pass")  # what was on its way has come
+    agent.heard.clear()
+    agent.run_to_end("import time; time.sleep(0.1)")
+    assert not any(isinstance(message, m.Usage) for message in agent.heard)
+
+
+def test_usage_tells_a_stopped_rank(agent: Agent) -> None:
+    """SIGSTOP shows as T, as ps has it; the others go on."""
+    agent.start(0, 1)
+    agent.signal(signal.SIGSTOP, 1)
+    agent.tell(m.WatchUsage(0.01))
+    states: dict[int, str] = {}
+    while states.get(1) != "T":
+        states |= {usage.rank: usage.process_state for usage in agent.next(m.Usage).ranks}
+    assert states[0] == "S"
+    agent.signal(signal.SIGCONT, 1)
+    while states[1] != "S":
+        states |= {usage.rank: usage.process_state for usage in agent.next(m.Usage).ranks}

@@ -25,6 +25,8 @@ SAMPLES: list[m.Message] = [
     m.BreakGroup(3),
     m.EndWorker(),
     m.StartRanks([PLACE], SURROUNDINGS),
+    m.WatchUsage(1.5),
+    m.Usage([m.RankUsage(0, 1 << 25, 0.5, 3, "R"), m.RankUsage(1, 1 << 25, 0.5, 3, "S", 0.9, 5, 6)]),
     m.Tell([0, 1], m.RunCell(7, "1/0")),
     m.SignalRanks([0], 2, True),
     m.NodeReady(m.PROTOCOL_VERSION, 99, "höst", [m.Gpu(0, "GPU-1", "H200", 1 << 37)]),

@@ -1,0 +1,190 @@
+"""`%ddp`'s panel: a widget that shows the cluster while it works, and acts on it.
+
+Owns the open panels, and the thread that keeps them up to date while there are any. Imported when the
+first panel is opened: the widgets' library takes a while.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any, Protocol
+
+import anywidget
+import traitlets
+
+from jupyter_ddp.core.errors import DDPError
+from jupyter_ddp.kernel.subshell import Subshell
+from jupyter_ddp.view import panel as view
+from jupyter_ddp.view.panel import panel_state
+from jupyter_ddp.view.status import status_text
+
+UPDATE_S = 1.0
+MAX_PANELS = 8
+"""Open panels that are kept up to date; a notebook that opens more lets go of its oldest."""
+_FILES = Path(view.__file__).parent
+
+
+class Watched(Protocol):
+    """What a panel needs of a cluster."""
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def phase(self) -> str: ...
+    def status(self) -> list[Any]: ...
+    def watch_usage(self, interval_s: float) -> None: ...
+    def interrupt(self) -> None: ...
+    def restart(self) -> str: ...
+    def stop(self) -> None: ...
+
+
+class Panel(anywidget.AnyWidget):
+    """One panel in a notebook. It knows its feed, which alone knows the cluster."""
+
+    _esm = _FILES / "panel.js"
+    _css = _FILES / "panel.css"
+    state = traitlets.Dict().tag(sync=True)
+    answer = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, feed: Feed) -> None:
+        super().__init__(state=feed.state(), answer={"text": "", "busy": "", "number": 0})
+        self._feed = feed
+        self.on_msg(self._on_custom)
+
+    def _on_custom(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        self._feed.act(str(content.get("do", "")), int(content.get("number", 0)))
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**options)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        return {**(data or {}), "text/plain": self._feed.text()}, metadata
+
+
+class Feed:
+    """Keeps the panels of one cluster up to date, and does what their buttons ask."""
+
+    def __init__(self, cluster: Watched) -> None:
+        self._cluster = cluster
+        self._panels: deque[Panel] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._acting = threading.Lock()
+        self._subshell = Subshell()
+
+    def open(self) -> Panel:
+        """A new panel; it shows what the others show."""
+        panel = Panel(self)
+        self._subshell.hear(panel.comm)
+        with self._changed:
+            self._panels.append(panel)
+            surplus = [self._panels.popleft() for _ in range(len(self._panels) - MAX_PANELS)]
+            if self._thread is None:
+                self._cluster.watch_usage(UPDATE_S)
+                self._thread = threading.Thread(target=self._serve, name="jupyter_ddp panel", daemon=True)
+                self._thread.start()
+        for old in surplus:
+            old.close()
+        return panel
+
+    def state(self) -> dict[str, Any]:
+        cluster = self._cluster
+        return panel_state(cluster.status(), cluster.backend, cluster.phase)
+
+    def text(self) -> str:
+        """The same as a table."""
+        cluster = self._cluster
+        return status_text(cluster.status(), cluster.backend, cluster.phase)
+
+    def refresh(self) -> None:
+        """Show what there is now, at once."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let go of the panels; they show their last state."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=5)
+        self._subshell.close()
+
+    # -- its thread ------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        while not self._closing:
+            self._show(self.state())
+            with self._changed:
+                if not self._closing:
+                    self._changed.wait(UPDATE_S)
+        self._cluster.watch_usage(0)
+
+    def _show(self, state: dict[str, Any]) -> None:
+        for panel in list(self._panels):
+            if panel.comm is not None:
+                panel.state = state
+
+    # -- what the buttons do ---------------------------------------------------------------------
+
+    def act(self, command: str, number: int) -> None:
+        """Do what a button asks; the answer goes to every panel. One at a time, but for Interrupt."""
+        doing = {
+            "interrupt": ("interrupting", self._interrupt),
+            "where": ("asking the ranks", self._where),
+            "heal": ("healing", self._heal),
+            "restart": ("restarting", self._restart),
+            "stop": ("stopping", self._stop),
+        }.get(command)
+        if doing is None:
+            return
+        if command == "interrupt":
+            self._answer(self._outcome(doing[1]), "", number)
+            return
+        self._answer("", doing[0], number)
+        # Not in the front end's thread: another button may be pressed meanwhile.
+        work = threading.Thread(
+            target=self._alone, args=(doing[1], number), name="jupyter_ddp panel button", daemon=True
+        )
+        work.start()
+
+    def _alone(self, do: Any, number: int) -> None:
+        if not self._acting.acquire(blocking=False):
+            self._answer("another button's work is not done yet; wait for it", "", number)
+            return
+        try:
+            said = self._outcome(do)
+        finally:
+            self._acting.release()
+        self._answer(said, "", number)
+        self.refresh()
+
+    def _outcome(self, do: Any) -> str:
+        try:
+            return str(do() or "")
+        except DDPError as error:
+            return str(error)
+
+    def _answer(self, text: str, busy: str, number: int) -> None:
+        for panel in list(self._panels):
+            panel.answer = {"text": text, "busy": busy, "number": number}
+
+    def _interrupt(self) -> str:
+        self._cluster.interrupt()
+        return "interrupt sent; press again to go one step further"
+
+    def _where(self) -> str:
+        return str(self._cluster.where())  # type: ignore[attr-defined]
+
+    def _heal(self) -> str:
+        return str(self._cluster.heal())  # type: ignore[attr-defined]
+
+    def _restart(self) -> str:
+        return self._cluster.restart()
+
+    def _stop(self) -> str:
+        self._cluster.stop()
+        return "the pool was stopped"

@@ -1,0 +1,152 @@
+// The cluster's panel. Everything from the ranks goes into text nodes, never into markup.
+
+const COLUMNS = ["rank", "node", "PID", "device", "state", "memory", "use", "at", "age", "last error"];
+const COMMANDS = [
+  // [what the kernel is asked, label, what is lost, when it makes sense]
+  ["interrupt", "Interrupt", "", (s) => s.running],
+  ["where", "Where", "", (s) => s.pool],
+  ["heal", "Heal", "", (s) => s.dead.length > 0],
+  ["restart", "Restart", "every rank's variables", (s) => s.pool],
+  ["stop", "Stop", "every rank's variables", (s) => s.pool],
+];
+const UNANSWERED_MS = 1500;
+const SURE_MS = 5000;
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+function sparkline(values, label) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  for (const [name, value] of Object.entries({ width: 60, height: 14, role: "img", "aria-label": label }))
+    svg.setAttribute(name, value);
+  if (values.length < 2) return svg;
+  const top = Math.max(...values, 1e-9);
+  const line = document.createElementNS(space, "polyline");
+  const step = 58 / (values.length - 1);
+  line.setAttribute(
+    "points",
+    values.map((v, i) => `${(1 + i * step).toFixed(1)},${(13 - (12 * Math.max(v, 0)) / top).toFixed(1)}`).join(" "),
+  );
+  svg.append(line);
+  return svg;
+}
+
+function cells(row) {
+  const state = element("td", { class: `jddp-${row.state}` }, `${row.glyph} ${row.state}`);
+  const memory = element("td", { class: "jddp-number" }, row.memory);
+  const use = element("td", { class: "jddp-number" }, row.use);
+  if (row.memories.length > 1) memory.append(sparkline(row.memories, "memory lately"));
+  if (row.uses.length > 1) use.append(sparkline(row.uses, "use lately"));
+  return [
+    element("th", { scope: "row" }, String(row.rank)),
+    element("td", {}, row.node),
+    element("td", { class: "jddp-number" }, row.pid ? String(row.pid) : ""),
+    element("td", {}, row.device),
+    state,
+    memory,
+    use,
+    element("td", {}, row.where),
+    element("td", { class: "jddp-number" }, row.age),
+    element("td", { class: "jddp-error" }, row.error),
+  ];
+}
+
+function render({ model, el }) {
+  const title = element("h3");
+  const buttons = new Map();
+  const bar = element("div", { role: "toolbar", "aria-label": "cluster" });
+  const said = element("pre", { class: "jddp-said", role: "status", "aria-live": "polite" });
+  const body = element("tbody");
+  const head = element(
+    "thead",
+    {},
+    element(
+      "tr",
+      {},
+      ...COLUMNS.map((name) =>
+        element("th", { scope: "col", ...(["PID", "memory", "use", "age"].includes(name) && { class: "jddp-number" }) }, name),
+      ),
+    ),
+  );
+  const table = element("table", {}, head, body);
+  let asked = 0;
+
+  function ask(command) {
+    const number = ++asked;
+    said.textContent = "";
+    model.send({ do: command, number });
+    setTimeout(() => {
+      if (asked === number && model.get("answer").number !== number && !model.get("answer").busy)
+        said.textContent =
+          "The notebook kernel is busy and cannot hear this panel here. " +
+          "To interrupt the ranks press the notebook's own \u25a0 button.";
+    }, UNANSWERED_MS);
+  }
+
+  for (const [command, label, lost, sensible] of COMMANDS) {
+    const button = element("button", { type: "button" }, label);
+    let sure = 0;
+    const reset = () => {
+      sure = 0;
+      button.textContent = label;
+      button.classList.remove("jddp-sure");
+    };
+    button.addEventListener("click", () => {
+      if (lost && !sure) {
+        sure = setTimeout(reset, SURE_MS);
+        button.textContent = `${label}: lose ${lost}?`;
+        button.classList.add("jddp-sure");
+        return;
+      }
+      clearTimeout(sure);
+      reset();
+      ask(command);
+    });
+    button.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && sure) {
+        clearTimeout(sure);
+        reset();
+      }
+    });
+    buttons.set(command, [button, sensible]);
+    bar.append(button, " ");
+  }
+
+  function show() {
+    const state = model.get("state");
+    title.textContent = state.title;
+    for (const [button, sensible] of buttons.values()) button.disabled = !sensible(state);
+    table.hidden = !state.pool;
+    const rows = state.ranks.map((row) => element("tr", {}, ...cells(row)));
+    body.replaceChildren(...rows);
+  }
+
+  function answer() {
+    const { text, busy } = model.get("answer");
+    said.textContent = busy ? `${busy} …` : text;
+  }
+
+  el.classList.add("jddp-panel");
+  el.setAttribute("role", "region");
+  el.setAttribute("aria-label", "cluster panel");
+  el.replaceChildren(
+    element("header", {}, title, bar),
+    element("div", { class: "jddp-scroll", tabindex: "0" }, table),
+    said,
+  );
+  model.on("change:state", show);
+  model.on("change:answer", answer);
+  show();
+  answer();
+  return () => {
+    model.off("change:state", show);
+    model.off("change:answer", answer);
+  };
+}
+
+export default { render };
