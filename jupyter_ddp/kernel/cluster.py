@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Self, assert_never, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, assert_never, get_args
 
 from IPython.core.getipython import get_ipython
 from msgspec import Struct
@@ -48,6 +48,7 @@ from jupyter_ddp.view.status import status_text
 if TYPE_CHECKING:
     from jupyter_ddp.kernel.panel import Feed, Panel
 
+AskedBackend = m.Backend | Literal["auto"]
 RECORDS_KEPT = 20
 _SPOOL_BYTES = 1024 * 1024
 _NODE_TIMEOUT_S = 30.0
@@ -99,8 +100,9 @@ class Cluster:
         with Cluster(4) as cluster:
             record = cluster.run("dist.all_reduce(t := torch.ones(1)); t")
 
-    `n`: number of ranks; None for one per GPU, else a few. `backend`: "nccl" or "gloo"; None chooses.
-    `devices`: which of the visible GPUs to use. `preload`: modules to import once, before ranks are
+    `n`: number of ranks; None for one per GPU, else a few. `backend`: "nccl", "gloo", or "auto", which
+    chooses; `devices`: which of the visible GPUs to use, () for all. None for either: as before, at first
+    "auto" and all. `preload`: modules to import once, before ranks are
     forked. Nothing is started before `start`, `run` or `with`.
     """
 
@@ -108,7 +110,7 @@ class Cluster:
         self,
         n: int | None = None,
         *,
-        backend: m.Backend | None = None,
+        backend: AskedBackend | None = None,
         devices: Sequence[int] | None = None,
         preload: Sequence[str] = (),
     ) -> None:
@@ -163,7 +165,7 @@ class Cluster:
         self,
         n: int | None = None,
         *,
-        backend: m.Backend | None = None,
+        backend: AskedBackend | None = None,
         devices: Sequence[int] | None = None,
         on_progress: Callable[[float, list[RankStatus]], None] | None = None,
     ) -> str:
@@ -181,7 +183,7 @@ class Cluster:
     def _start(
         self,
         n: int | None,
-        backend: m.Backend | None,
+        backend: AskedBackend | None,
         devices: Sequence[int] | None,
         on_progress: Callable[[float, list[RankStatus]], None] | None,
     ) -> str:
@@ -189,7 +191,8 @@ class Cluster:
         self._run_id = secrets.token_hex(4)  # a new pool never meets the store's keys of an earlier one
         self._come_up(ev.StartRequested(plan, self._surroundings(plan)), on_progress)
         self._n = len(plan.places)
-        self._backend, self._devices = backend or self._backend, devices or self._devices
+        self._backend = self._backend if backend is None else backend
+        self._devices = self._devices if devices is None else devices
         return _choice(plan)
 
     @contextlib.contextmanager
@@ -220,16 +223,16 @@ class Cluster:
             self._let_go()
             raise PoolError(error)
 
-    def _plan(self, n: int | None, backend: m.Backend | None, devices: Sequence[int] | None) -> Plan:
+    def _plan(self, n: int | None, backend: AskedBackend | None, devices: Sequence[int] | None) -> Plan:
         """What a pool would be, the last one's choices in place of None. Raises UsageError."""
         self._reach_node()
         n = self._n if n is None else n
         backend = self._backend if backend is None else backend
-        devices = self._devices if devices is None else devices
+        devices = (self._devices if devices is None else devices) or None
         gpus = visible_gpus(self._gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
         count = n if n is not None else default_world_size(len(devices or gpus), usable_cores())
         check_world_size(count, self._pool.world_size)
-        return make_plan(count, gpus, backend, devices)
+        return make_plan(count, gpus, None if backend == "auto" else backend, devices)
 
     def _surroundings(self, plan: Plan) -> m.Surroundings:
         if self._rendezvous is None:
@@ -369,7 +372,7 @@ class Cluster:
         self,
         n: int | None = None,
         *,
-        backend: m.Backend | None = None,
+        backend: AskedBackend | None = None,
         devices: Sequence[int] | None = None,
         on_progress: Callable[[float, list[RankStatus]], None] | None = None,
     ) -> str:
@@ -481,7 +484,7 @@ class Cluster:
     @property
     def devices(self) -> tuple[int, ...] | None:
         """The visible GPUs that the pool was told to use; None for all."""
-        return None if self._devices is None else tuple(self._devices)
+        return tuple(self._devices) if self._devices else None
 
     @property
     def phase(self) -> str:

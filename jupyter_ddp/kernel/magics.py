@@ -66,12 +66,12 @@ class DDPMagics(Magics):
     def ddp(self, line: str, cell: str | None = None) -> None:
         """Run a cell on every rank of a persistent pool, or manage the pool.
 
-        %%ddp [-n N] [-t RANKS] [-o NAME] [--backend nccl|gloo] [--devices GPUS]
+        %%ddp [-n N] [-t RANKS] [-o NAME] [--backend nccl|gloo|auto] [--devices GPUS]
             -n N            ranks of the pool; started on first use
             -t, --targets   run on some ranks: 0,2-3 or ::2
             -o, --output    bind the cell's record: NAME[2].stdout, .value, .error, .verdict
-            --backend       of a new pool; nccl where each rank has a GPU, else gloo
-            --devices       GPUs of a new pool, as in 1,3
+            --backend       of a new pool; auto: nccl where each rank has a GPU, else gloo
+            --devices       GPUs of a new pool, as in 1,3, or all
         %ddp            the panel: what each rank is and does, and buttons to act on them
         %ddp status | start [-n N] | stop | restart | resize N | interrupt
 
@@ -125,12 +125,12 @@ class DDPMagics(Magics):
                 f"the pool has {cluster.world_size} rank{'s' if cluster.world_size != 1 else ''}, not {n}; "
                 f"nothing was run. %ddp resize {n} makes it fit, or leave -n out"
             )
-        elif options.pool.backend not in (None, cluster.backend):
+        elif options.pool.backend not in (None, "auto", cluster.backend):
             raise PoolError(
                 f"the pool's backend is {cluster.backend}; nothing was run. "
                 f"%ddp restart --backend {options.pool.backend} starts anew, without the variables"
             )
-        elif options.pool.devices not in (None, cluster.devices):
+        elif options.pool.devices not in (None, cluster.devices or ()):
             raise PoolError(
                 "the pool was started without these devices; nothing was run. "
                 "%ddp restart --devices … starts anew, without the variables"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from functools import lru_cache
-from typing import NoReturn, get_args
+from typing import Literal, NoReturn, get_args
 
 from msgspec import Struct
 
@@ -24,10 +24,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 class PoolOptions(Struct, frozen=True):
-    """What a new pool is to be; None leaves the choice to the pool."""
+    """What a new pool is to be; None leaves it as it was, "auto" and () leave the choice to the pool."""
 
     n: int | None = None
-    backend: Backend | None = None
+    backend: Backend | Literal["auto"] | None = None
     devices: tuple[int, ...] | None = None
 
 
@@ -79,7 +79,7 @@ def _parser(name: str) -> _Parser:
 
 def _add_pool_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", metavar="N")
-    parser.add_argument("--backend", choices=get_args(Backend))
+    parser.add_argument("--backend", choices=(*get_args(Backend), "auto"))
     parser.add_argument("--devices", metavar="GPUS")
 
 
@@ -101,12 +101,17 @@ def _split(name: str, line: str) -> list[str]:
 
 
 def _parse(parser: argparse.ArgumentParser, line: str) -> argparse.Namespace:
-    return parser.parse_args(_split(parser.prog, line))
+    words = _split(parser.prog, line)
+    for at, word in enumerate(words[:-1]):
+        if word in ("-t", "--targets") and words[at + 1].startswith("-"):
+            words[at : at + 2] = [f"--targets={words[at + 1]}"]  # `-t -2:` names ranks, and is no option
+            break
+    return parser.parse_args(words)
 
 
 def _pool_options(given: argparse.Namespace) -> PoolOptions:
     devices: tuple[int, ...] | None = None
     if getattr(given, "devices", None) is not None:
-        devices = parse_devices(given.devices)
+        devices = () if given.devices == "all" else parse_devices(given.devices)
     n = getattr(given, "n", None)
     return PoolOptions(None if n is None else _count(n), getattr(given, "backend", None), devices)
