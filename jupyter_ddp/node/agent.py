@@ -89,14 +89,18 @@ class Agent:
         self._flush()
         try:
             while not self._leaving:
-                self._attend(_GATHER_S if self._gathered else self._usage.due_in_s())
-                if self._usage.due_in_s() == 0:
+                self._attend(_GATHER_S if self._gathered else self._pause_s())
+                if self._usage.watched and self._usage.due_in_s() == 0:
                     self._say(self._usage.sample(self._ranks.values(), self._busy))
                 if self._gathered and time.monotonic() - self._gathered_at >= _GATHER_S:
                     self._say_gathered()
                 self._flush()
         finally:
             self._end_all()
+
+    def _pause_s(self) -> float | None:
+        """How long nothing has to be done unless something happens."""
+        return self._usage.due_in_s() if self._usage.watched else None
 
     def _attend(self, timeout_s: float | None, but: int = -1) -> None:
         """Wait for something to happen, on any descriptor `but` this one, and act on it."""

@@ -26,6 +26,8 @@ class UsageSampler:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._interval_s = 0.0
+        self.watched = False
+        """Somebody looks."""
         self._due = self._began = 0.0
         self._waiting: list[RankProcess] = []
         self._processes: dict[int, Any] = {}
@@ -34,14 +36,15 @@ class UsageSampler:
     def watch(self, interval_s: float) -> None:
         """Sample every so many seconds from now on; 0 ends it."""
         self._interval_s, self._due = interval_s, self._clock()
+        self.watched = interval_s > 0
         self._waiting = []
         if not interval_s:
             self._processes.clear()
             self.close()
 
-    def due_in_s(self) -> float | None:
-        """Seconds until the next sample; None when nobody looks."""
-        return max(0.0, self._due - self._clock()) if self._interval_s else None
+    def due_in_s(self) -> float:
+        """Seconds until the next sample."""
+        return max(0.0, self._due - self._clock())
 
     def sample(self, ranks: Collection[RankProcess], busy: Container[RankProcess]) -> m.Usage:
         """What some of the ranks use now, in turn; a cell runs on those that are `busy`."""
