@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +29,8 @@ from jupyter_ddp.worker.carry_over import carry_over, note_groups
 COLLECTIVE_TIMEOUT = timedelta(days=7)
 """A user at a breakpoint is no fault: waits are bounded by the pool, not by torch."""
 STORE_TIMEOUT = timedelta(seconds=60)
+_MAX_FD = 65536
+"""As many descriptors are looked at where they cannot be listed."""
 
 _PEER_GONE = re.compile(r"gloo/transport/|Connection closed by peer \[|NCCL communicator was aborted")
 # What has to be set before the first NCCL group: a communicator that fails must not end the process.
@@ -142,7 +145,7 @@ class Group:
                 self._shut_down(fd)
 
     def _shut_down(self, fd: int) -> None:
-        with _look_at(fd) as sock:
+        with _borrow(fd) as sock:
             if sock.family not in (socket.AF_INET, socket.AF_INET6) or _listens(sock):
                 return
             accepted = sock.getsockname()[1] in self._gloo_ports
@@ -160,19 +163,36 @@ class Group:
 
 
 def _socket_fds() -> Iterator[int]:
-    for entry in list(os.scandir("/proc/self/fd")):
+    for fd in _open_fds():
         with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(int(entry.name)).st_mode):
-                yield int(entry.name)
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                yield fd
+
+
+def _open_fds() -> Sequence[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - names are all it takes
+    except OSError:  # the cell has used up all descriptors: a group must be broken without a new one
+        return range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _MAX_FD))
 
 
 def _look_at(fd: int) -> socket.socket:
-    """A socket object for a descriptor that is somebody else's.
+    """A socket object for a copy of a descriptor that is somebody else's.
 
     With SOCK_NONBLOCK given Python leaves the descriptor's flags alone; else `socket.setdefaulttimeout`
     would make every socket of this process non-blocking.
     """
     return socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK, fileno=os.dup(fd))
+
+
+@contextlib.contextmanager
+def _borrow(fd: int) -> Iterator[socket.socket]:
+    """As `_look_at`, of the descriptor itself, where there may be no other. In a thread without signals."""
+    sock = socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK, fileno=fd)
+    try:
+        yield sock
+    finally:
+        sock.detach()
 
 
 def _listens(sock: socket.socket) -> bool:
