@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised whenever a message changes. A peer that speaks another version is refused."""
 
 NO_CELL = 0
@@ -185,6 +185,14 @@ class WorkerExited(Message, frozen=True):
     oom_kills: int
 
 
+class WorkerSuspended(Message, frozen=True):
+    """A rank's process was stopped a while ago (SIGSTOP, a debugger), or (not `suspended`) goes on."""
+
+    rank: int
+    pid: int
+    suspended: bool
+
+
 class FdOutput(Message, frozen=True):
     """Bytes written to a rank's file descriptor 1 or 2 by C code or a subprocess."""
 
@@ -320,6 +328,7 @@ NodeToKernel = (
     | WorkerForked
     | WorkerExited
     | Usage
+    | WorkerSuspended
     | FdOutput
     | WorkerConnected
     | GroupFormed

@@ -29,7 +29,7 @@ from jupyter_ddp.core.events import (
     StopRequested,
     Ticked,
 )
-from jupyter_ddp.core.faults import describe_exit
+from jupyter_ddp.core.faults import describe_exit, describe_status
 from jupyter_ddp.core.running_cell import RunningCell
 from jupyter_ddp.core.topology import Plan, named
 from jupyter_ddp.core.verdicts import Verdict
@@ -286,7 +286,8 @@ class Pool:
         exit = self.ranks[gone[0]].exited
         why = f": {describe_exit(exit)}" if exit else ""
         way = f"-t with living ranks ({named(self.alive, '-')}), or " if self.alive else ""
-        return f"{named(gone, '-')} died{why}; nothing was run. To go on: {way}%ddp restart"
+        lost = "" if self.alive else "pool lost: "
+        return f"{lost}{named(gone, '-')} died{why}; nothing was run. To go on: {way}%ddp restart"
 
     def _finished(self, event: m.CellFinished, now: float) -> list[Effect]:
         cell = self._cell
@@ -417,10 +418,17 @@ class Pool:
             return self._undo_start(_start_failure(event), now)
         if self.phase is Phase.STOPPING:
             return [] if self.alive else self._stopped()
-        if self._cell is not None:
-            return self._died_in_cell(self._cell, event, now)
+        effects = self._died_in_cell(self._cell, event, now) if self._cell else self._died_idle(event)
+        return effects if self.alive else [*effects, self._lost()]
+
+    def _died_idle(self, event: m.WorkerExited) -> list[Effect]:
         died = _death(event)
         return [died, *self._free(), *self._ready()] if self.phase is Phase.FORMING else [died]
+
+    def _lost(self) -> Announced:
+        """Nobody is left, and with the ranks all variables are gone."""
+        ends = {describe_status(s.exited.status) for s in self.ranks.values() if s.exited}
+        return Announced(f"pool lost: every rank died ({', '.join(sorted(ends))}); %ddp restart starts anew")
 
     def _died_in_cell(self, cell: RunningCell, event: m.WorkerExited, now: float) -> list[Effect]:
         effects: list[Effect] = []

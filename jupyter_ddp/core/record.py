@@ -86,11 +86,14 @@ class RankRecord:
         with self._lock:
             return self._log.read(self.rank, stream).decode("utf-8", "replace")
 
+    def note(self, text: str) -> None:
+        """Say something of how the cell is run on this rank; once."""
+        if text not in self.notices:
+            self.notices.append(text)
+
     def lose_output(self, why: str) -> None:
         """Output could not be kept: say so, once."""
-        notice = f"output could not be kept: {why}"
-        if notice not in self.notices:
-            self.notices.append(notice)
+        self.note(f"output could not be kept: {why}")
 
     def check_order(self, from_agent: bool, seq: int) -> None:
         """Count what is missing between two messages of one sender."""
@@ -212,8 +215,7 @@ class CellRecord:
                 case m.ClearOutput():
                     r.transcript.clear(message.wait)
                 case m.Notice():
-                    if message.text not in r.notices:
-                        r.notices.append(message.text)
+                    r.note(message.text)
                 case m.CellFinished():
                     r.error, r.duration_s = message.error, message.duration_s
                     self._end(r, message.verdict)
@@ -231,6 +233,19 @@ class CellRecord:
             r.transcript.display(rich)
         if message.result:
             r.value = Value(data, metadata)
+
+    def note(self, rank: int, text: str) -> None:
+        """Say of a rank what no message of its own says."""
+        with self._lock:
+            self.version += 1
+            self._ranks[rank].note(text)
+
+    def take_back(self, rank: int, text: str) -> None:
+        """What was said of a rank holds no more."""
+        with self._lock:
+            self.version += 1
+            notices = self._ranks[rank].notices
+            notices[:] = [notice for notice in notices if notice != text]
 
     def die(self, exit: m.WorkerExited) -> None:
         """The rank's process ended before the cell ended on it."""

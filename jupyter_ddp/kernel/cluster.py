@@ -34,6 +34,7 @@ from jupyter_ddp.core.topology import (
     visible_gpus,
 )
 from jupyter_ddp.core.usage import UsageBook
+from jupyter_ddp.kernel.conditions import Conditions, stopped_note
 from jupyter_ddp.kernel.exchange import Exchange
 from jupyter_ddp.kernel.execution import Execution, Follower
 from jupyter_ddp.kernel.front_end import somebody_watches
@@ -125,6 +126,7 @@ class Cluster:
         self._changing = threading.Lock()
         self._starting: _Waiter | None = None
         self._stopping: _Waiter | None = None
+        self._conditions = Conditions()
         self._executions: OrderedDict[int, Execution] = OrderedDict()
         self._cells = itertools.count(1)
         self._run_id = ""
@@ -310,6 +312,8 @@ class Cluster:
                 ev.CellRequested(cell, ranks, prepared.source, prepared.awaits, prepared.shows, count)
             )
             self._forget_surplus()  # while the ranks are at work
+            if self._conditions:
+                self._note_conditions(execution)
             self._follow(execution, exchange, on_news)
         if execution.refusal:
             raise PoolError(execution.refusal)
@@ -323,6 +327,11 @@ class Cluster:
             return tuple(range(size))
         text = targets if isinstance(targets, str) else ",".join(map(str, targets))
         return parse_targets(text, size)
+
+    def _note_conditions(self, execution: Execution) -> None:
+        alive = {rank: state.pid for rank, state in list(self._pool.ranks.items()) if state.alive}
+        for rank, text in self._conditions.notes(alive).items():
+            execution.note(rank, text)
 
     def _forget_surplus(self) -> None:
         """Of the records that nobody else holds, keep the last."""
@@ -540,6 +549,8 @@ class Cluster:
     def _state_of(self, rank: int, state: p.RankState) -> str:
         if not state.alive:
             return "dead"
+        if condition := self._conditions.state(rank, state.pid):
+            return condition
         if state.generation:
             return "running" if rank in self._pool.running_on else "idle"
         return "connected" if state.connected else "forked" if state.pid else "waiting"
@@ -569,6 +580,12 @@ class Cluster:
             case m.NodeReady():
                 self._gpus, self._hostname = message.gpus, message.hostname
                 self._node_ready.finish(_version_error(message))
+            case m.WorkerSuspended():
+                self._conditions.take(message)
+                text = stopped_note(message.rank, message.pid)
+                for execution in list(self._executions.values()):
+                    if not execution.done:
+                        execution.note(message.rank, text, message.suspended)
             case m.Preloaded():
                 self.stages[message.stage] = message.seconds
             case m.WorkerForked():

@@ -32,6 +32,17 @@ class Execution:
         if self._something_shown and not self.news.is_set():
             self.news.set()
 
+    def note(self, rank: int, text: str, holds: bool = True) -> None:
+        """Say something of a rank while the cell runs; or (not `holds`) take it back."""
+        if rank not in self.record.ranks:
+            return
+        if holds:
+            self.record.note(rank, text)
+        else:
+            self.record.take_back(rank, text)
+        self._something_shown = True
+        self.news.set()
+
     def finish(self) -> None:
         self.ended.set()
         self.news.set()

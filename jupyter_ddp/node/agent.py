@@ -23,6 +23,7 @@ from jupyter_ddp.node.forkserver_link import Forkserver
 from jupyter_ddp.node.gpus import list_gpus
 from jupyter_ddp.node.linux import become_subreaper, children, raise_descriptor_limit
 from jupyter_ddp.node.rank_process import RankProcess
+from jupyter_ddp.node.stops import Stops
 from jupyter_ddp.node.usage import UsageSampler
 
 _READ_BYTES = 1024 * 1024
@@ -61,6 +62,7 @@ class Agent:
         """Every rank that is not reaped: one that was let go may live on a while under a reused number."""
         self._busy: set[RankProcess] = set()
         """Ranks that a cell runs on."""
+        self._stops = Stops()
         self._preloaded = False
         self._forkserver_lost = False
         self._start_waiting: list[m.StartRanks] = []
@@ -94,13 +96,19 @@ class Agent:
                     self._say(self._usage.sample(self._ranks.values(), self._busy))
                 if self._gathered and time.monotonic() - self._gathered_at >= _GATHER_S:
                     self._say_gathered()
+                if self._stops:
+                    self._say_all(self._stops.due(time.monotonic()))
                 self._flush()
         finally:
             self._end_all()
 
     def _pause_s(self) -> float | None:
         """How long nothing has to be done unless something happens."""
-        return self._usage.due_in_s() if self._usage.watched else None
+        due_s = self._usage.due_in_s() if self._usage.watched else None
+        if not self._stops:
+            return due_s
+        told_s = self._stops.timeout_s(time.monotonic())
+        return told_s if due_s is None else min(due_s, told_s)
 
     def _attend(self, timeout_s: float | None, but: int = -1) -> None:
         """Wait for something to happen, on any descriptor `but` this one, and act on it."""
@@ -124,6 +132,7 @@ class Agent:
         def on_signal(_: int) -> None:
             os.read(out, 4096)
             self._reap_orphans()
+            self._say_all(self._stops.look(self._processes, time.monotonic()))
 
         self._watch(out, on_signal)
 
@@ -146,6 +155,10 @@ class Agent:
     def _say(self, message: m.Message | bytes) -> None:
         self._say_gathered()  # what a rank says keeps its order
         self._writer.push(message if isinstance(message, bytes) else codec.encode(message))
+
+    def _say_all(self, messages: Iterable[m.Message]) -> None:
+        for message in messages:
+            self._say(message)
 
     def _flush(self) -> None:
         """Send what goes; where much is left, let the ranks wait until the kernel has read it."""
@@ -312,7 +325,7 @@ class Agent:
     def _heard(self, process: RankProcess, message: m.RankMessage, body: bytes) -> None:
         """Relay what a rank says; what its cell wrote to fd 1 and 2 goes before the cell's end."""
         if isinstance(message, m.CellFinished):
-            self._relay(process.drain())
+            self._say_all(process.drain())
             self._busy.discard(process)
             if message.verdict == "ok":
                 self._gather(body)
@@ -333,14 +346,10 @@ class Agent:
                 self._writer.push(frame)
             self._gathered.clear()
 
-    def _relay(self, outputs: Iterable[m.FdOutput]) -> None:
-        for output in outputs:
-            self._say(output)
-
     def _pipe_callback(self, process: RankProcess, stream: m.Stream) -> Callable[[int], None]:
         def on_pipe(_: int) -> None:
             self._listen(process)  # what it said before it started the child that writes here
-            self._relay(process.drain_one(stream))
+            self._say_all(process.drain_one(stream))
             if stream in process.ended:
                 self._watch_rank(process)
 
@@ -380,6 +389,7 @@ class Agent:
             del self._ranks[process.rank]
         self._processes.discard(process)
         self._busy.discard(process)
+        self._stops.forget(process)
         process.close()
         if not self._processes:
             self._end_orphans()

@@ -34,6 +34,7 @@ SAMPLES: list[m.Message] = [
     m.PreloadFailed("no torch"),
     m.WorkerForked(0, 123),
     m.WorkerExited(0, 123, 9, 4, 2, "bye", 1),
+    m.WorkerSuspended(0, 123, True),
     m.FdOutput(0, 4, 1, "stderr", TEXT),
     m.WorkerConnected(*FROM, pid=1),
     m.GroupFormed(*FROM, seconds=0.01),

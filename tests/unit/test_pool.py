@@ -750,3 +750,14 @@ def test_an_early_tick_does_nothing(three: Desk) -> None:
     """Only the time that `next_deadline` names counts."""
     three.stop()
     assert three.handle(ev.Ticked()) == []
+
+
+def test_a_pool_without_a_living_rank_is_lost(three: Desk) -> None:
+    """The last death says that the pool is lost, and so does the refusal of the next cell."""
+    three.run(0, 1, 2)
+    assert three.dies(0) == three.dies(1) == []
+    ended, lost = three.dies(2)[-2:]
+    assert ended.verdicts == {0: "died", 1: "died", 2: "died"}
+    assert lost.text == "pool lost: every rank died (killed by SIGKILL); %ddp restart starts anew"
+    refused = only(three.run(0, 1, 2), ev.CellRefused)
+    assert refused.reason.startswith("pool lost: ranks 0-2 died: killed by SIGKILL; nothing was run.")
