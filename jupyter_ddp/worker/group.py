@@ -62,12 +62,14 @@ class Group:
         self.broken = False
         """The group was broken under whoever waited in it: it will be formed again."""
         self._gloo_ports: set[int] = set()
+        self._gloo_inodes: set[int] = set()
+        """Of the connections that were there when a group was formed, whichever end was accepted."""
         for name, value in _NCCL_ENVIRON.items():
             os.environ.setdefault(name, value)
         if self._address[0] == "127.0.0.1":
             # gloo otherwise listens on whatever the host's name resolves to.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        c10d._new_process_group_helper = self._noting_listeners
+        c10d._new_process_group_helper = self._noting_sockets
 
     # -- forming ---------------------------------------------------------------------------------
 
@@ -111,23 +113,26 @@ class Group:
             else:
                 _real_destroy()
         self._gloo_ports.clear()
+        self._gloo_inodes.clear()
 
-    def _noting_listeners(self, *args: Any, **kwargs: Any) -> Any:
-        """torch's own way to make any group; gloo opens a listening socket for each."""
-        before = _listening_ports()
+    def _noting_sockets(self, *args: Any, **kwargs: Any) -> Any:
+        """torch's own way to make any group; gloo opens a listening socket and connections for each."""
+        ports, inodes = _internet_sockets()
         try:
             return _real_helper(*args, **kwargs)
         finally:
-            self._gloo_ports |= _listening_ports() - before
+            ports_now, inodes_now = _internet_sockets()
+            self._gloo_ports |= ports_now - ports
+            self._gloo_inodes |= inodes_now - inodes
 
     # -- breaking --------------------------------------------------------------------------------
 
     def break_(self, generation: int) -> None:
         """Free whatever waits in this generation's groups or its store. Variables are untouched.
 
-        For gloo by shutting down its connections: those that were accepted on its listening ports
-        (every connection has one such end, and every rank is told). Never a listening socket: gloo
-        aborts the process then.
+        For gloo by shutting down its connections: those that it had when the group was formed, and those
+        accepted on its listening ports since. Both ends' ranks are told, but one of them may be stopped, or
+        hold the GIL. Never a listening socket: gloo aborts the process then.
         """
         with self._lock:
             self._given_up = max(self._given_up, generation)
@@ -148,11 +153,11 @@ class Group:
         with _borrow(fd) as sock:
             if sock.family not in (socket.AF_INET, socket.AF_INET6) or _listens(sock):
                 return
-            accepted = sock.getsockname()[1] in self._gloo_ports
+            gloos = os.fstat(fd).st_ino in self._gloo_inodes or sock.getsockname()[1] in self._gloo_ports
             # A rank that waits in the store (new_group, store.get) is freed by ending its client, which
             # is an IPv6 socket also where the address is 127.0.0.1.
             host, port = sock.getpeername()[:2]
-            if accepted or (host.removeprefix("::ffff:"), port) == self._address:
+            if gloos or (host.removeprefix("::ffff:"), port) == self._address:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def blames_peer(self, error: BaseException) -> bool:
@@ -199,10 +204,16 @@ def _listens(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
-def _listening_ports() -> set[int]:
+def _internet_sockets() -> tuple[set[int], set[int]]:
+    """The ports that this process listens on, and the inodes of its other internet sockets."""
     ports: set[int] = set()
+    inodes: set[int] = set()
     for fd in _socket_fds():
         with contextlib.suppress(OSError), _look_at(fd) as sock:
-            if sock.family in (socket.AF_INET, socket.AF_INET6) and _listens(sock):
+            if sock.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            if _listens(sock):
                 ports.add(sock.getsockname()[1])
-    return ports
+            else:
+                inodes.add(os.fstat(fd).st_ino)
+    return ports, inodes
