@@ -286,6 +286,7 @@ class Agent:
                 self._say(m.WorkerForked(process.rank, pid))
             else:
                 self._bury(process, "the system could make no process for it")
+        self._reap_orphans()  # which was put off while it was unknown who is a rank
 
     def _bury(self, process: RankProcess, why: str) -> None:
         """A rank that never came to be."""
