@@ -226,8 +226,7 @@ class Agent:
             if process is None:
                 continue
             if isinstance(command, m.BreakGroup):
-                process.tell_control(frame)
-                continue
+                process.tell_control(frame)  # at once; in its place among the other commands it comes below
             if isinstance(command, m.RunCell):
                 process.cell = command.cell
                 self._busy.add(process)

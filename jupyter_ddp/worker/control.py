@@ -20,12 +20,17 @@ from jupyter_ddp.core.journal import Journal
 from jupyter_ddp.worker.outbox import FLUSH_INTERVAL_S, Outbox
 
 LINE_INTERVAL_S = 0.25
+_BREAK_INTERVAL_S = 0.02
+"""Between attempts to free a rank that is stuck in forming a group."""
 
 
 class Breakable(Protocol):
     """What the control thread needs of the process group."""
 
     def break_(self, generation: int) -> None: ...
+    @property
+    def stuck(self) -> bool: ...
+    def break_again(self) -> None: ...
 
 
 class ControlThread:
@@ -63,7 +68,10 @@ class ControlThread:
         watched: list[Any] = [self._link, self._wake_fd]
         while True:
             # Also between cells: waking this thread at each cell's start would cost every cell.
-            readable = select.select(watched, [], [], LINE_INTERVAL_S)[0]
+            pause_s = _BREAK_INTERVAL_S if self._group.stuck else LINE_INTERVAL_S
+            readable = select.select(watched, [], [], pause_s)[0]
+            if self._group.stuck:
+                self._group.break_again()
             if self.watching:
                 self._note_line()
             if self._wake_fd in readable:

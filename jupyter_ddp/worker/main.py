@@ -174,8 +174,11 @@ class Worker:
                     self._run(order)
                 case m.EndWorker():
                     break
-                case m.BreakGroup() | m.BeginWorker():
-                    pass  # the one comes to the control thread, the other only once
+                case m.BreakGroup():
+                    # The control thread was told too, at once; here it comes before the cells behind it.
+                    self._group.break_(order.generation)
+                case m.BeginWorker():
+                    pass  # that came first of all
                 case _:
                     assert_never(order)
         atexit._run_exitfuncs()

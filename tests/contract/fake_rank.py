@@ -33,7 +33,12 @@ PR_SET_PDEATHSIG = 1
 class NoGroup:
     """A process group that cannot be broken."""
 
+    stuck = False
+
     def break_(self, generation: int) -> None:
+        pass
+
+    def break_again(self) -> None:
         pass
 
 
@@ -86,6 +91,8 @@ def _serve(
             outbox.say(m.CellFinished, verdict=verdict, duration_s=0.0)
             after: Callable[[], None] = namespace["after"]
             after()  # what a test wants of a rank that has said its last word
+        elif isinstance(order, m.BreakGroup):
+            outbox.write("stdout", b"told to break the group\n")
         elif isinstance(order, m.EndWorker):
             return
 

@@ -256,6 +256,14 @@ def test_how_a_rank_ended_is_reported_exactly(agent: Agent, source: str, status:
     assert exited.stderr.startswith("last words")
 
 
+def test_the_order_to_break_the_group_comes_before_the_cells_behind_it(agent: Agent) -> None:
+    """It goes to the control thread at once and to the main thread in its place: no cell overtakes it."""
+    agent.start(0)
+    agent.tell(m.Tell([0], m.BreakGroup(1)))
+    said = agent.run_to_end("outbox.write('stdout', b'the cell')")
+    assert written(said, "stdout", fd=False).decode().split("\n") == ["told to break the group", "the cell"]
+
+
 def test_a_rank_that_is_told_to_leave_exits_with_0(agent: Agent) -> None:
     """An exit between cells belongs to no cell."""
     agent.start(0)

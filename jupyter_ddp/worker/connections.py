@@ -1,0 +1,120 @@
+"""This process's TCP sockets, torch's and the user's: found, and ended where a wait has to end.
+
+Owns none of them. Never shuts down a listening socket: gloo aborts the process then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import stat
+import struct
+from collections.abc import Collection, Iterator, Sequence
+from typing import Self
+
+from msgspec import Struct
+
+_MAX_FD = 65536
+"""As many descriptors are looked at where they cannot be listed."""
+_KNOCK_TIMEOUT_S = 0.1
+
+
+class Connections(Struct, frozen=True):
+    """The ports that some sockets listen on, and the inodes of others."""
+
+    ports: frozenset[int] = frozenset()
+    inodes: frozenset[int] = frozenset()
+
+    @classmethod
+    def now(cls) -> Self:
+        """All of this process."""
+        ports: set[int] = set()
+        inodes: set[int] = set()
+        for fd in _socket_fds():
+            with contextlib.suppress(OSError), _look_at(fd) as sock:
+                if sock.family not in (socket.AF_INET, socket.AF_INET6):
+                    continue
+                if _listens(sock):
+                    ports.add(sock.getsockname()[1])
+                else:
+                    inodes.add(os.fstat(fd).st_ino)
+        return cls(frozenset(ports), frozenset(inodes))
+
+    def __or__(self, other: Connections) -> Connections:
+        return Connections(self.ports | other.ports, self.inodes | other.inodes)
+
+    def __sub__(self, other: Connections) -> Connections:
+        return Connections(self.ports - other.ports, self.inodes - other.inodes)
+
+
+def shut_down(these: Connections, store: tuple[str, int]) -> None:
+    """End these connections, those accepted on their ports, and those to the store."""
+    for fd in _socket_fds():
+        with contextlib.suppress(OSError):
+            _shut_down(fd, these, store)
+
+
+def _shut_down(fd: int, these: Connections, store: tuple[str, int]) -> None:
+    with _borrow(fd) as sock:
+        if sock.family not in (socket.AF_INET, socket.AF_INET6) or _listens(sock):
+            return
+        gloos = os.fstat(fd).st_ino in these.inodes or sock.getsockname()[1] in these.ports
+        # A rank that waits in the store (new_group, store.get) is freed by ending its client, which
+        # is an IPv6 socket also where the address is 127.0.0.1.
+        host, port = sock.getpeername()[:2]
+        if gloos or (host.removeprefix("::ffff:"), port) == store:
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+def knock(ports: Collection[int], peers: int) -> None:
+    """Stand in for peers that gloo waits for to connect to these ports of ours, and hang up.
+
+    A wait for a first connection has no socket that could be shut down. Each peer says by one number
+    which of the listener's pairs it is for (gloo/transport/tcp/listener.cc); they count from 0.
+    """
+    for fd in _socket_fds() if ports else ():
+        with contextlib.suppress(OSError), _borrow(fd) as sock:
+            if sock.family in (socket.AF_INET, socket.AF_INET6) and _listens(sock):
+                address = sock.getsockname()[:2]
+                for number in range(peers + 1) if address[1] in ports else ():
+                    with socket.create_connection(address, _KNOCK_TIMEOUT_S) as caller:
+                        caller.sendall(struct.pack("<q", number))
+
+
+def _socket_fds() -> Iterator[int]:
+    for fd in _open_fds():
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                yield fd
+
+
+def _open_fds() -> Sequence[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - names are all it takes
+    except OSError:  # the cell has used up all descriptors: a group must be broken without a new one
+        return range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _MAX_FD))
+
+
+def _look_at(fd: int) -> socket.socket:
+    """A socket object for a copy of a descriptor that is somebody else's.
+
+    With SOCK_NONBLOCK given Python leaves the descriptor's flags alone; else `socket.setdefaulttimeout`
+    would make every socket of this process non-blocking.
+    """
+    return socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK, fileno=os.dup(fd))
+
+
+@contextlib.contextmanager
+def _borrow(fd: int) -> Iterator[socket.socket]:
+    """As `_look_at`, of the descriptor itself, where there may be no other. In a thread without signals."""
+    sock = socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK, fileno=fd)
+    try:
+        yield sock
+    finally:
+        sock.detach()
+
+
+def _listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))

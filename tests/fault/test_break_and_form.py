@@ -1,0 +1,106 @@
+"""The group is broken and formed again, and something goes wrong in the midst of that."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from jupyter_ddp import Cluster
+from jupyter_ddp.core import pool as p
+from tests.fault.pools import REDUCE, Pools, eventually, gone, pids_of
+
+RANKS = 3
+FREED_S = 5.0
+"""The longest that a survivor may be of no use. It takes a few milliseconds on a quiet machine."""
+
+# A store that kills its rank the moment gloo has come so far in its handshake.
+DIES_WHILE_FORMING = """
+import os, signal, torch.distributed.distributed_c10d as c10d
+
+class DeadlyStore(dist.Store):
+    steps = {steps}
+
+    def __init__(self, real):
+        super().__init__()
+        self.real = real
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def did(self, result=None):
+        DeadlyStore.steps -= 1
+        if not DeadlyStore.steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    def set(self, key, value):
+        return self.did(self.real.set(key, value))
+
+    def get(self, key):
+        return self.did(self.real.get(key))
+
+    def wait(self, *args):
+        return self.did(self.real.wait(*args))
+
+    def add(self, key, value):
+        return self.did(self.real.add(key, value))
+
+if rank == {victim}:
+    prefixed = c10d.PrefixStore
+    c10d.PrefixStore = lambda prefix, store: DeadlyStore(prefixed(prefix, store))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told of here happens whatever the pool's patience is."""
+    monkeypatch.setattr(p, "PEER_FAILED_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(p, "INTERRUPT_TIMEOUT_S", 0.2)
+
+
+def break_the_group(cluster: Cluster) -> None:
+    """Rank 0 raises; the others, who wait for it, are freed, and a new group is formed."""
+    record = cluster.run(f"if rank == 0: raise ValueError\n{REDUCE}", check=False)
+    assert record.verdicts == {0: "error", 1: "interrupted", 2: "interrupted"}
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("steps", [1, 2, 4, 6])
+def test_a_death_while_the_group_is_formed_frees_the_others(pools: Pools, victim: int, steps: int) -> None:
+    """Whatever step of gloo's handshake the rank dies in, the others run the next cell, variables kept."""
+    cluster = pools.of(RANKS)
+    living = [rank for rank in range(RANKS) if rank != victim]
+    cluster.run(f"kept = rank\n{DIES_WHILE_FORMING.format(victim=victim, steps=steps)}")
+    pids = pids_of(cluster)
+    break_the_group(cluster)
+    eventually(lambda: gone([pids[victim]]), FREED_S, "the rank is killed in the midst of the handshake")
+    began = time.monotonic()
+    rescuer = threading.Timer(FREED_S, lambda: [cluster.interrupt() for _ in range(3)])
+    rescuer.start()
+    eventually(lambda: cluster.status()[victim].state == "dead", FREED_S)
+    try:
+        record = cluster.run("kept", living, check=False)
+    finally:
+        rescuer.cancel()
+        rescuer.join()
+    assert {rank: record[rank].value and record[rank].value.text for rank in living} == {
+        rank: str(rank) for rank in living
+    }
+    assert time.monotonic() - began < FREED_S
+
+
+def test_deaths_around_the_forming_at_any_moment(pools: Pools) -> None:
+    """A rank is killed from 0 to 9 ms after its group was broken: the next cell on the others is good."""
+    for after_ms in range(0, 10, 3):
+        cluster = pools.of(RANKS)
+        victim = pids_of(cluster)[1]
+        break_the_group(cluster)
+        threading.Event().wait(after_ms / 1000)
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: cluster.status()[1].state == "dead", FREED_S)  # noqa: B023  # called at once
+        record = cluster.run("kept = 1", [0, 2], check=False)
+        assert record.ok, f"{after_ms} ms after: {record.summary()}"
