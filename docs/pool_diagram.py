@@ -60,6 +60,7 @@ def _events(pool: p.Pool) -> Iterator[tuple[str, ev.Event]]:
     yield "cell", ev.CellRequested(1, tuple(pool.ranks), "pass", False, 1)
     for n in (RANKS - 1, RANKS + 1):
         yield "resize", ev.ResizeRequested(make_plan(n, ()), _SURROUNDINGS)
+    yield "heal", ev.HealRequested(_SURROUNDINGS, next(iter(pool.alive), None))
     yield "interrupt", ev.InterruptRequested()
     yield "stop", ev.StopRequested()
     yield "agent lost", ev.NodeLost(0, "lost")

@@ -33,6 +33,13 @@ class ResizeRequested(Struct, frozen=True):
     surroundings: m.Surroundings
 
 
+class HealRequested(Struct, frozen=True):
+    """Replace the dead ranks; the new ones get the variables of `source`, or none."""
+
+    surroundings: m.Surroundings
+    source: int | None = None
+
+
 class InterruptRequested(Struct, frozen=True):
     pass
 
@@ -56,6 +63,7 @@ Event = (
     StartRequested
     | CellRequested
     | ResizeRequested
+    | HealRequested
     | InterruptRequested
     | StopRequested
     | NodeLost

@@ -54,18 +54,25 @@ class Surroundings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BeginWorker(Message, frozen=True):
-    """The first message of a rank's life."""
+    """The first message of a rank's life. `random_states` are those of the rank that it replaces."""
 
     place: WorkerPlace
     surroundings: Surroundings
+    random_states: bytes = b""
 
 
 class FormGroup(Message, frozen=True):
-    """Form the process group of this generation; leave an earlier one first."""
+    """Form the process group of this generation; leave an earlier one first.
+
+    `replaced` are the ranks that are new processes in the place of dead ones; `source` is the rank that
+    they get their variables from, or -1.
+    """
 
     generation: int
     backend: Backend
     place: WorkerPlace
+    replaced: tuple[int, ...] = ()
+    source: int = -1
 
 
 class RunCell(Message, frozen=True):
@@ -102,10 +109,14 @@ NodeToRank = BeginWorker | FormGroup | RunCell | BreakGroup | EndWorker
 
 
 class StartRanks(Message, frozen=True):
-    """Fork one rank for each place, as soon as the forkserver can."""
+    """Fork one rank for each place, as soon as the forkserver can.
+
+    With `replaces`, in the place of dead ones: they get the random states that those had.
+    """
 
     places: list[WorkerPlace]
     surroundings: Surroundings
+    replaces: bool = False
 
 
 class Tell(Message, frozen=True):
@@ -314,8 +325,34 @@ class CellFinished(FromRank, frozen=True):
     error: CellError | None = None
 
 
+class NotCopied(Struct, frozen=True, forbid_unknown_fields=True):
+    """A variable that a new rank did not get as it was, and why.
+
+    `shards`: it is spread over the ranks, so that the dead one's part is lost.
+    """
+
+    name: str
+    why: str
+    shards: bool = False
+
+
+class RankHealed(FromRank, frozen=True):
+    """What became of the variables when ranks were replaced: how many this one got, and what is lost."""
+
+    copied: int
+    lost: list[NotCopied]
+
+
 RankMessage = (
-    WorkerConnected | GroupFormed | GroupFailed | Output | Display | ClearOutput | Notice | CellFinished
+    WorkerConnected
+    | GroupFormed
+    | GroupFailed
+    | RankHealed
+    | Output
+    | Display
+    | ClearOutput
+    | Notice
+    | CellFinished
 )
 
 CellMessage = Output | FdOutput | Display | ClearOutput | Notice | CellFinished
@@ -333,6 +370,7 @@ NodeToKernel = (
     | WorkerConnected
     | GroupFormed
     | GroupFailed
+    | RankHealed
     | Output
     | Display
     | ClearOutput

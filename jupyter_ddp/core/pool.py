@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from typing import assert_never
 
+from jupyter_ddp.core import healing
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.events import (
     Announced,
@@ -19,6 +20,7 @@ from jupyter_ddp.core.events import (
     CellRequested,
     Effect,
     Event,
+    HealRequested,
     InterruptRequested,
     NodeLost,
     ResizeRequested,
@@ -87,7 +89,9 @@ class Pool:
         self._deadline: float | None = None
         self._failure = ""  # why a start is being undone
         self._kill_sent = False
-        self._before_resize: tuple[Plan, dict[int, RankState]] | None = None
+        self._before_change: tuple[Plan, dict[int, RankState]] | None = None
+        """What a resize or a heal that fails goes back to."""
+        self._healing: healing.Healing | None = None
         self._stops = 0  # requests to stop that wait for an answer
         self._gone: list[RankState] = []
         """Let go of, and not known to have ended; their ranks' numbers may have new processes."""
@@ -131,6 +135,8 @@ class Pool:
                 return self._start(event, now)
             case ResizeRequested():
                 return self._resize(event, now)
+            case HealRequested():
+                return self._heal(event, now)
             case InterruptRequested():
                 return self._interrupt(now)
             case StopRequested():
@@ -174,12 +180,14 @@ class Pool:
         self.phase, self._deadline = Phase.STARTING, now + START_TIMEOUT_S
         return self._launch(list(event.plan.places), event.surroundings)
 
-    def _launch(self, places: list[m.WorkerPlace], surroundings: m.Surroundings) -> list[Effect]:
+    def _launch(
+        self, places: list[m.WorkerPlace], surroundings: m.Surroundings, replaces: bool = False
+    ) -> list[Effect]:
         """Ask for processes; what still lingers under the same numbers could not be reached afterwards."""
         new = tuple(place.rank for place in places)
         lingering = {state.place.rank for state in self._gone} & set(new)
         kill: list[Effect] = [_signal(lingering, signal.SIGKILL, group=True)] if lingering else []
-        return [*kill, SendToNodes(new, m.StartRanks(places, surroundings))]
+        return [*kill, SendToNodes(new, m.StartRanks(places, surroundings, replaces))]
 
     def _forked(self, event: m.WorkerForked) -> list[Effect]:
         if (gone := self._departed(event.rank, 0, event.pid)) is not None:
@@ -205,8 +213,9 @@ class Pool:
         """A new generation of the group among all ranks."""
         assert self.plan is not None
         self.generation += 1
+        order = self._healing.order if self._healing else m.FormGroup
         return [
-            _tell([rank], m.FormGroup(self.generation, self.plan.backend, state.place))
+            _tell([rank], order(self.generation, self.plan.backend, state.place))
             for rank, state in self.ranks.items()
         ]
 
@@ -220,7 +229,7 @@ class Pool:
         if self.phase not in (Phase.STARTING, Phase.FORMING):
             return []
         started = self.phase is Phase.STARTING
-        self._before_resize = None
+        self._before_change = self._healing = None
         ready = self._ready()
         return [StartFinished(), *ready] if started else ready
 
@@ -250,8 +259,8 @@ class Pool:
 
     def _undo_start(self, why: str, now: float) -> list[Effect]:
         """Leave nothing of a pool that did not come up; say why once nothing is left."""
-        if self._before_resize is not None:
-            return self._undo_resize(why, now)
+        if self._before_change is not None:
+            return self._undo_change(why, now)
         self._failure, self.phase, self._kill_sent = why, Phase.STOPPING, True
         self._deadline = now + KILL_TIMEOUT_S
         living = self.alive
@@ -285,9 +294,8 @@ class Pool:
             return ""
         exit = self.ranks[gone[0]].exited
         why = f": {describe_exit(exit)}" if exit else ""
-        way = f"-t with living ranks ({named(self.alive, '-')}), or " if self.alive else ""
         lost = "" if self.alive else "pool lost: "
-        return f"{lost}{named(gone, '-')} died{why}; nothing was run. To go on: {way}%ddp restart"
+        return f"{lost}{named(gone, '-')} died{why}; nothing was run. To go on: {healing.way_on(self.alive)}"
 
     def _finished(self, event: m.CellFinished, now: float) -> list[Effect]:
         cell = self._cell
@@ -359,19 +367,19 @@ class Pool:
             cell.end(rank, "unknown", f"the system does not end its process {self.ranks[rank].pid}")
         return self._maybe_end_cell(now)
 
-    # -- resizing --------------------------------------------------------------------------------
+    # -- changing --------------------------------------------------------------------------------
 
     def _resize(self, event: ResizeRequested, now: float) -> list[Effect]:
         if self.phase is not Phase.READY or self.plan is None:
             return [StartFinished(f"the pool is {self.phase.value}; it can be resized when it is ready")]
         if self.dead:
-            return [StartFinished(f"{named(self.dead, '-')} died; %ddp restart comes before a resize")]
+            return [StartFinished(f"{named(self.dead, '-')} died; %ddp heal comes before a resize")]
         old, places = self.ranks, {place.rank: place for place in event.plan.places}
         new = [place for rank, place in places.items() if rank not in old]
         surplus = tuple(rank for rank in old if rank not in places)
         # Ranks that are let go cannot come back: then it is the smaller pool that goes on.
         kept = {rank: old[rank] for rank in places if rank in old}
-        self._before_resize = (event.plan if surplus else self.plan, kept)
+        self._before_change = (event.plan if surplus else self.plan, kept)
         self.plan, self.ranks = event.plan, {}
         for rank, place in places.items():
             self.ranks[rank] = old.get(rank) or RankState(place)
@@ -383,19 +391,40 @@ class Pool:
             self._gone_deadline = now + STOP_TIMEOUT_S
         return [*effects, *(self._launch(new, event.surroundings) if new else self._form())]
 
-    def _undo_resize(self, why: str, now: float) -> list[Effect]:
+    def _heal(self, event: HealRequested, now: float) -> list[Effect]:
+        if why := healing.refusal(self.phase.value, tuple(self.ranks), self.alive, event.source):
+            return [StartFinished(why)]
+        assert self.plan is not None
+        self._before_change = (self.plan, dict(self.ranks))
+        self._healing = healing.Healing(self.dead, event.source, self.generation)
+        places = [self.ranks[rank].place for rank in self.dead]
+        for place in places:
+            self.ranks[place.rank] = RankState(place)
+        self.phase, self._deadline = Phase.STARTING, now + self._healing.timeout_s
+        return self._launch(places, event.surroundings, replaces=True)
+
+    def _undo_change(self, why: str, now: float) -> list[Effect]:
         """The new ranks did not come up: end them, and go on with the old ones as they were."""
-        assert self._before_resize is not None
-        (self.plan, old), self._before_resize = self._before_resize, None
-        new = [state for rank, state in self.ranks.items() if rank not in old and state.alive]
+        assert self._before_change is not None
+        (self.plan, old), self._before_change = self._before_change, None
+        new = [state for rank, state in self.ranks.items() if state is not old.get(rank) and state.alive]
         self._let_go(new)
         self.ranks = old
         for place in self.plan.places:
             old[place.rank].place = place
         kill = [_signal((s.place.rank for s in new), signal.SIGKILL, group=True)] if new else []
+        heal, self._healing = self._healing, None
+        if heal is not None:  # without its dead rank there is no group to form; whoever waits in one is freed
+            free = [*self._free(), *self._stop_copying(heal)] if self.generation > heal.generation else []
+            return [*kill, *free, StartFinished(heal.failed(why)), *self._ready()]
         free = self._free()
         self.phase, self._deadline = Phase.FORMING, now + FORM_TIMEOUT_S
         return [*kill, *free, *(self._ready() if self.dead else self._form()), StartFinished(why)]
+
+    def _stop_copying(self, heal: healing.Healing) -> list[Effect]:
+        """A rank that still collects its variables gives up; SIGINT does nothing to one that does not."""
+        source = self.ranks.get(-1 if heal.source is None else heal.source)
+        return [_signal([source.place.rank], signal.SIGINT)] if source and source.alive else []
 
     def _let_go(self, states: Iterable[RankState]) -> None:
         self._gone += [state for state in states if state.alive]
@@ -415,14 +444,14 @@ class Pool:
             return []
         state.exited, state.generation = event, 0
         if self.phase is Phase.STARTING:
-            return self._undo_start(_start_failure(event), now)
+            return self._undo_start(_start_failure(event, self._healing), now)
         if self.phase is Phase.STOPPING:
             return [] if self.alive else self._stopped()
         effects = self._died_in_cell(self._cell, event, now) if self._cell else self._died_idle(event)
         return effects if self.alive else [*effects, self._lost()]
 
     def _died_idle(self, event: m.WorkerExited) -> list[Effect]:
-        died = _death(event)
+        died = self._death(event)
         return [died, *self._free(), *self._ready()] if self.phase is Phase.FORMING else [died]
 
     def _lost(self) -> Announced:
@@ -436,10 +465,14 @@ class Pool:
             cell.end(event.rank, "died")
             cell.deaths.append(event)
         else:
-            effects.append(_death(event))
+            effects.append(self._death(event))
         if event.rank in cell.targets:
             self._break_by(now + PEER_DIED_TIMEOUT_S)
         return [*effects, *self._maybe_end_cell(now)]
+
+    def _death(self, exit: m.WorkerExited) -> Announced:
+        left = healing.what_survives(self.dead, self.alive)
+        return Announced(f"rank {exit.rank} died: {describe_exit(exit)}; {left}")
 
     def _stop(self, now: float) -> list[Effect]:
         if self.phase is Phase.STOPPED:
@@ -476,7 +509,7 @@ class Pool:
         stops, self._stops = self._stops, 0
         self._rest(Phase.STOPPED)
         self._let_go(self.ranks.values())
-        self.ranks, self.plan, self._before_resize = {}, None, None
+        self.ranks, self.plan, self._before_change, self._healing = {}, None, None, None
         if failure and stuck:
             failure += f"\nthe system does not end these processes: {', '.join(map(str, stuck))}"
         started: list[Effect] = [StartFinished(failure)] if failure else []
@@ -513,7 +546,8 @@ class Pool:
         self._deadline = None
         match self.phase:
             case Phase.STARTING:
-                return self._undo_start(self._late(START_TIMEOUT_S), now)
+                limit_s = self._healing.timeout_s if self._healing else START_TIMEOUT_S
+                return self._undo_start(self._late(limit_s), now)
             case Phase.FORMING:
                 late = self._late(FORM_TIMEOUT_S)
                 return [Announced(f"{late}; %ddp restart starts anew"), *self._ready()]
@@ -539,13 +573,11 @@ class Pool:
         return f"{named(apart, '-')} did not join the process group within {bound_s:.0f} s"
 
 
-def _start_failure(exit: m.WorkerExited) -> str:
+def _start_failure(exit: m.WorkerExited, heal: healing.Healing | None) -> str:
+    if heal is not None:
+        return heal.ended_early(exit)
     what = f"rank {exit.rank} ended before the pool was up: {describe_exit(exit)}"
     return f"{what}\n{exit.stderr}".rstrip()
-
-
-def _death(exit: m.WorkerExited) -> Announced:
-    return Announced(f"rank {exit.rank} died: {describe_exit(exit)}")
 
 
 def _tell(ranks: Iterable[int], command: m.RankCommand) -> SendToNodes:

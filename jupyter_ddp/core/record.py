@@ -142,6 +142,7 @@ class CellRecord:
         self.log = CellLog(open_file)
         self._ranks = {rank: RankRecord(rank, self.log, self._lock) for rank in sorted(ranks)}
         self._ended = 0
+        self._dead: list[int] = []
         self.version = 0
         """Counts what was folded: a view that saw this version has seen everything."""
 
@@ -188,6 +189,8 @@ class CellRecord:
         causes = [f"{named(ranks, '-')}: {words}" for words, ranks in groups[:MAX_CAUSES]]
         if rest := [rank for _, ranks in groups[MAX_CAUSES:] for rank in ranks]:
             causes.append(f"{named(rest, '-')} failed too")
+        if self._dead:
+            causes.append(f"%ddp heal replaces {named(self._dead, '-')}, the others keep their variables")
         return "; ".join(causes)
 
     def failure_of(self, rank: int) -> str:
@@ -253,6 +256,7 @@ class CellRecord:
             self.version += 1
             r = self._ranks[exit.rank]
             r.death = describe_exit(exit)
+            self._dead.append(exit.rank)
             self._end(r, "died")
 
     def settle(self, rank: int, verdict: Verdict, why: str = "") -> None:

@@ -25,6 +25,7 @@ from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.errors import PoolError, UsageError
 from jupyter_ddp.core.faults import describe_exit
+from jupyter_ddp.core.healing import COPY_TIMEOUT_S, HEAL_TIMEOUT_S
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.core.topology import (
     Plan,
@@ -38,6 +39,7 @@ from jupyter_ddp.kernel.conditions import Conditions, stopped_note
 from jupyter_ddp.kernel.exchange import Exchange
 from jupyter_ddp.kernel.execution import Execution, Follower
 from jupyter_ddp.kernel.front_end import somebody_watches
+from jupyter_ddp.kernel.healing import NOTHING_TO_HEAL, outcome
 from jupyter_ddp.kernel.interrupts import InterruptsTo
 from jupyter_ddp.kernel.limits import check_world_size, usable_cores
 from jupyter_ddp.kernel.rendezvous import Rendezvous
@@ -135,6 +137,7 @@ class Cluster:
         self._usage_interval_s = 0.0
         self._hostname = ""
         self._announced: deque[str] = deque(maxlen=100)
+        self._healed: list[m.RankHealed] = []
         self.stages: dict[str, float] = {}
         """Seconds after its start at which the forkserver came to each stage."""
 
@@ -260,8 +263,9 @@ class Cluster:
 
     def _come_up(
         self,
-        request: ev.StartRequested | ev.ResizeRequested,
+        request: ev.StartRequested | ev.ResizeRequested | ev.HealRequested,
         on_progress: Callable[[float, list[RankStatus]], None] | None = None,
+        limit_s: float = p.START_TIMEOUT_S,
     ) -> None:
         waiter = self._starting = _Waiter()
         began = time.monotonic()
@@ -274,7 +278,7 @@ class Cluster:
 
         with InterruptsTo(self.interrupt):
             self._submit(request)
-            _wait_for(wait, p.START_TIMEOUT_S + p.KILL_TIMEOUT_S + p.FORM_TIMEOUT_S)
+            _wait_for(wait, limit_s + p.KILL_TIMEOUT_S + p.FORM_TIMEOUT_S)
         self._starting = None
         if waiter.error:
             raise PoolError(waiter.error)
@@ -405,6 +409,25 @@ class Cluster:
                 self._come_up(ev.ResizeRequested(plan, self._surroundings(plan)))
                 self._n = n
             return _choice(plan)
+
+    def heal(self, source: int | None = None) -> str:
+        """Replace dead ranks by new ones; the others keep every variable. Says what was done, line by line.
+
+        `source`: a living rank whose variables the new ones get; None: they start with none.
+
+        Raises PoolError when it cannot be done; then all is as it was.
+        """
+        with self._changing_alone():
+            _wait_for(self._is_formed, p.FORM_TIMEOUT_S)
+            dead, plan = self._pool.dead, self._pool.plan
+            if plan is None:
+                raise PoolError("there is no pool; %ddp start -n 4 starts one")
+            if not dead:
+                return NOTHING_TO_HEAL
+            self._healed.clear()
+            request = ev.HealRequested(self._surroundings(plan), source)
+            self._come_up(request, limit_s=HEAL_TIMEOUT_S if source is None else COPY_TIMEOUT_S)
+            return outcome(dead, len(plan.places), source, self._healed)
 
     def activate(self) -> None:
         """Make this the cluster that the notebook's magics use. The one before is left as it is.
@@ -595,6 +618,8 @@ class Cluster:
                     self._usage.fold(usage)
             case m.PreloadFailed():
                 self._forkserver_lost = True  # living ranks go on; the next start makes a new one
+            case m.RankHealed():
+                self._healed.append(message)
             case _:
                 pass  # membership: the pool's own affair
 

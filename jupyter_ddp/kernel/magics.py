@@ -73,7 +73,8 @@ class DDPMagics(Magics):
             --backend       of a new pool; auto: nccl where each rank has a GPU, else gloo
             --devices       GPUs of a new pool, as in 1,3, or all
         %ddp            the panel: what each rank is and does, and buttons to act on them
-        %ddp status | start [-n N] | stop | restart | resize N | interrupt
+        %ddp status | start [-n N] | stop | restart | resize N | heal [--from RANK] | interrupt
+            heal            replaces dead ranks; --from copies a living rank's variables into them
 
         On every rank: rank, local_rank, world_size, device, torch, dist. Variables live on.
         """
@@ -166,6 +167,8 @@ class DDPMagics(Magics):
             case "resize":
                 assert options.pool.n is not None
                 self._say(cluster.resize(options.pool.n))
+            case "heal":
+                self._say(cluster.heal(options.source))
             case "interrupt":
                 cluster.interrupt()
             case other:

@@ -13,7 +13,7 @@ from jupyter_ddp.core.errors import UsageError
 from jupyter_ddp.core.messages import Backend
 from jupyter_ddp.core.topology import parse_devices
 
-SUBCOMMANDS = ("panel", "status", "start", "stop", "restart", "resize", "interrupt")
+SUBCOMMANDS = ("panel", "status", "start", "stop", "restart", "resize", "heal", "interrupt")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,6 +44,8 @@ class CommandOptions(Struct, frozen=True):
 
     command: str
     pool: PoolOptions
+    source: int | None = None
+    """The rank that `heal --from` names."""
 
 
 @lru_cache(maxsize=64)  # users repeat a line from cell to cell
@@ -70,7 +72,16 @@ def parse_command_line(line: str) -> CommandOptions:
         _add_pool_options(parser)
     if command == "resize":
         parser.add_argument("n", metavar="N")
-    return CommandOptions(command, _pool_options(parser.parse_args(words[1:])))
+    if command == "heal":
+        parser.add_argument("--from", dest="source", metavar="RANK")
+    given = parser.parse_args(words[1:])
+    return CommandOptions(command, _pool_options(given), _source(getattr(given, "source", None)))
+
+
+def _source(text: str | None) -> int | None:
+    if text is not None and not (text.isascii() and text.isdecimal() and len(text) < 9):
+        raise UsageError(f"--from {text}: not a rank; name a living one, as in --from 0")
+    return None if text is None else int(text)
 
 
 def _parser(name: str) -> _Parser:

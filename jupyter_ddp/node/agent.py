@@ -60,6 +60,8 @@ class Agent:
         self._ranks: dict[int, RankProcess] = {}
         self._processes: set[RankProcess] = set()
         """Every rank that is not reaped: one that was let go may live on a while under a reused number."""
+        self._random_states: dict[int, bytes] = {}
+        """What the last process of each rank left, for the one that replaces it."""
         self._busy: set[RankProcess] = set()
         """Ranks that a cell runs on."""
         self._stops = Stops()
@@ -246,7 +248,10 @@ class Agent:
             for place in order.places:
                 devices = order.surroundings.environ.get("CUDA_VISIBLE_DEVICES")
                 process = RankProcess(place, devices, self._read_buffer)
-                process.tell(codec.encode(m.BeginWorker(place, order.surroundings)))
+                if not order.replaces:
+                    self._random_states.pop(place.rank, None)
+                states = self._random_states.get(place.rank, b"")
+                process.tell(codec.encode(m.BeginWorker(place, order.surroundings, states)))
                 self._ranks[place.rank] = process
                 self._processes.add(process)
                 started.append(process)
@@ -387,6 +392,8 @@ class Agent:
             self._watch(fd, _ignore, 0)
         if self._ranks.get(process.rank) is process:
             del self._ranks[process.rank]
+            if states := process.random_states.newest():
+                self._random_states[process.rank] = states
         self._processes.discard(process)
         self._busy.discard(process)
         self._stops.forget(process)

@@ -17,6 +17,7 @@ from jupyter_ddp.core import codec
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.faults import line_of_crash
 from jupyter_ddp.core.journal import PAGE_BYTES, Journal
+from jupyter_ddp.core.kept_states import SHARED_BYTES, KeptStates
 from jupyter_ddp.node.linux import oom_kills
 
 _READ_BYTES = 256 * 1024
@@ -54,9 +55,10 @@ class RankProcess:
         for fd in self.pipes.values():
             self._pipes_poll.register(fd, select.POLLIN)
         self._page_fd = os.memfd_create(f"jupyter_ddp rank {self.rank}")
-        os.ftruncate(self._page_fd, PAGE_BYTES)
-        self._page = mmap.mmap(self._page_fd, PAGE_BYTES)
+        os.ftruncate(self._page_fd, SHARED_BYTES)
+        self._page = mmap.mmap(self._page_fd, SHARED_BYTES)
         self.journal = Journal(memoryview(self._page))
+        self.random_states = KeptStates(memoryview(self._page)[PAGE_BYTES:])
         self.cells.setblocking(False)
         self.control.setblocking(False)
         self.writer = codec.FrameWriter()
@@ -229,4 +231,5 @@ class RankProcess:
         if self.pidfd >= 0:
             os.close(self.pidfd)
         self.journal.release()
+        self.random_states.release()
         self._page.close()

@@ -33,7 +33,7 @@ def status_text(ranks: Sequence[RankLine], backend: str, phase: str) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     dead = [r.rank for r in ranks if r.state == "dead"]
-    state = f"{named(dead, '-')} died: %ddp restart" if dead else phase
+    state = f"{named(dead, '-')} died: %ddp heal" if dead else phase
     return "\n".join([f"{len(ranks)} rank{'s' if len(ranks) != 1 else ''}, {backend}, {state}", *lines])
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import sys
+from collections.abc import Collection
 from datetime import timedelta
 from types import CellType, FrameType, ModuleType
 from typing import Any
 
+import msgspec
 import torch.distributed as dist
 from msgspec import Struct
 from torch.distributed import distributed_c10d as c10d
@@ -24,16 +25,29 @@ OURS = "jupyter_ddp "
 """How the names of groups begin that are formed for one generation only."""
 
 
-class OldGroup(Struct, frozen=True):
-    """A group that this rank was a member of."""
+class Note(Struct, frozen=True):
+    """What it takes to form a group again."""
 
-    group: Any
     name: str
     ranks: tuple[int, ...]
     """Its members' global ranks, in the order of their ranks within the group."""
     backend: str
     tag: str
     description: str
+
+
+class _Known(Struct, frozen=True):
+    """What one rank tells the others: its groups, and how many torch has named."""
+
+    groups: list[Note] = []
+    count: int = 0
+
+
+class OldGroup(Struct, frozen=True):
+    """A group that this rank was a member of."""
+
+    group: Any
+    note: Note
 
 
 class OldGroups(Struct, frozen=True):
@@ -51,45 +65,75 @@ def note_groups() -> OldGroups:
         return OldGroups(None)
     others = [
         OldGroup(
-            group=group,
-            name=str(name),
-            ranks=tuple(sorted(state.pg_group_ranks[group], key=state.pg_group_ranks[group].__getitem__)),
-            backend=str(dist.get_backend(group)),
-            tag=str(state.pg_to_tag.get(group, "")),
-            description=str(group.group_desc),
+            group,
+            Note(
+                name=str(name),
+                ranks=tuple(sorted(state.pg_group_ranks[group], key=state.pg_group_ranks[group].__getitem__)),
+                backend=str(dist.get_backend(group)),
+                tag=str(state.pg_to_tag.get(group, "")),
+                description=str(group.group_desc),
+            ),
         )
         for group, name in state.pg_names.items()
         if group is not world and not str(name).startswith(OURS)
     ]
-    return OldGroups(world, tuple(sorted(others, key=lambda g: g.name)), state.group_count)
+    return OldGroups(world, tuple(others), state.group_count)
 
 
-def carry_over(old: OldGroups, rank: int, world_size: int, store: Any, timeout: timedelta) -> None:
+def carry_over(
+    old: OldGroups,
+    rank: int,
+    world_size: int,
+    store: Any,
+    timeout: timedelta,
+    replaced: Collection[int] = (),
+) -> None:
     """After the world was formed again: form its other groups again, and replace the old ones.
 
     A group is formed again if every rank of it still exists and knows it: one that only some ranks had
-    come to form when the last generation ended is left behind.
+    come to form when the last generation ended is left behind. `replaced` ranks are new and know nothing:
+    they take the places that the others remember.
     """
-    known = _exchange({g.name: list(g.ranks) for g in old.others}, rank, world_size, store)
+    known = _exchange(_Known([g.note for g in old.others], old.count), rank, world_size, store)
+    successors: dict[int, Any] = {id(old.world): dist.GroupMember.WORLD}
+    shaken = {id(old.world)} if replaced else set()  # those whose other members have changed
+    mine = {g.note.name: g.group for g in old.others}
+    for note in _agreed(known, replaced):
+        if rank in note.ranks:
+            group = mine.get(note.name)
+            successors[id(group)] = _form(note, rank, store, timeout)
+            if not set(replaced).isdisjoint(note.ranks):
+                shaken.add(id(group))
+    # New groups are named by counting: all ranks have to count on from the same number.
+    c10d._world.group_count = max(c10d._world.group_count, *(k.count for k in known))
     if old.world is None:
         return
-    successors: dict[int, Any] = {id(old.world): dist.GroupMember.WORLD}
-    for group in old.others:
-        if all(r < world_size and known[r].get(group.name) == list(group.ranks) for r in group.ranks):
-            successors[id(group.group)] = _form(group, rank, store, timeout)
-    c10d._world.group_count = max(c10d._world.group_count, old.count)
     olds = [old.world, *(g.group for g in old.others if id(g.group) in successors)]
-    _move_models(successors)
+    _move_models(successors, shaken)
     _replace(olds, successors)
     _reset_fsdp()
 
 
-def _exchange(mine: dict[str, list[int]], rank: int, world_size: int, store: Any) -> list[dict[str, Any]]:
-    store.set(f"groups/{rank}", json.dumps(mine))
-    return [json.loads(store.get(f"groups/{other}")) for other in range(world_size)]
+def _exchange(mine: _Known, rank: int, world_size: int, store: Any) -> list[_Known]:
+    store.set(f"groups/{rank}", msgspec.json.encode(mine))
+    return [msgspec.json.decode(store.get(f"groups/{other}"), type=_Known) for other in range(world_size)]
 
 
-def _form(group: OldGroup, rank: int, store: Any, timeout: timedelta) -> Any:
+def _agreed(known: list[_Known], replaced: Collection[int]) -> list[Note]:
+    """The groups that all of their members know alike, in an order that is the same on every rank."""
+    by_rank = [{note.name: note for note in k.groups} for k in known]
+    notes = {note.name: note for notes in by_rank for note in notes.values()}
+    return [
+        notes[name]
+        for name in sorted(notes)
+        if all(
+            r < len(known) and (r in replaced or by_rank[r].get(name) == notes[name])
+            for r in notes[name].ranks
+        )
+    ]
+
+
+def _form(group: Note, rank: int, store: Any, timeout: timedelta) -> Any:
     made = c10d._new_process_group_helper(
         len(group.ranks),
         group.ranks.index(rank),
@@ -106,16 +150,31 @@ def _form(group: OldGroup, rank: int, store: Any, timeout: timedelta) -> Any:
     return new
 
 
-def _move_models(successors: dict[int, Any]) -> None:
-    """DDP keeps its group in C++ too."""
+def _move_models(successors: dict[int, Any], shaken: Collection[int]) -> None:
+    """DDP keeps its group in C++ too, and what its ranks have agreed upon: the order of the gradients.
+
+    With a new rank in the group there is to be agreed anew: otherwise gradients of one parameter would be
+    added to those of another, and only where the sizes differ would anything fail.
+    """
     ddp = sys.modules.get("torch.nn.parallel.distributed")
     if ddp is None:
         return
     for thing in gc.get_objects():
         if issubclass(type(thing), ddp.DistributedDataParallel):
-            new = successors.get(id(thing.process_group))
+            old = id(thing.process_group)
+            new = successors.get(old)
             if new is not None and hasattr(thing, "_update_process_group"):
+                if old in shaken:
+                    _begin_anew(thing)
                 thing._update_process_group(new)
+
+
+def _begin_anew(model: Any) -> None:
+    """Give a DDP model a new reducer, with the hooks that the user has registered."""
+    model.process_group = dist.group.WORLD  # its own state is only given away while it is in this one
+    model.__setstate__(dict(model.__getstate__()))
+    for hook, state in getattr(model, "_comm_hooks", ()):
+        dist._register_comm_hook(model.reducer, state, hook)  # type: ignore[attr-defined]  # its stub leaves it out
 
 
 def _replace(olds: list[Any], successors: dict[int, Any]) -> None:
@@ -154,5 +213,5 @@ def _reset_fsdp() -> None:
         return
     for thing in gc.get_objects():
         if issubclass(type(thing), kind) and hasattr(thing, "reset_iter_state"):
-            with contextlib.suppress(RuntimeError, AssertionError):  # not a root module
+            with contextlib.suppress(RuntimeError, AssertionError, AttributeError):  # no root, or never used
                 thing.reset_iter_state()

@@ -21,7 +21,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its stub
 from torch.distributed import distributed_c10d as c10d
 
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.worker.carry_over import carry_over, note_groups
+from jupyter_ddp.worker.carry_over import OldGroups, carry_over, note_groups
 from jupyter_ddp.worker.connections import Connections, knock, shut_down
 
 COLLECTIVE_TIMEOUT = timedelta(days=7)
@@ -60,6 +60,10 @@ class Group:
         self._gloos = Connections()
         self._joining = 0  # calls under way that wait for all members of a group to come
         self._before: Connections | None = None  # what there was before the group that is being made
+        self._left_behind: OldGroups | None = None
+        """The groups of the last generation that stood, while no later one does."""
+        self.store: Any = None
+        """Where the ranks of this generation meet."""
         for name, value in _NCCL_ENVIRON.items():
             os.environ.setdefault(name, value)
         if self._address[0] == "127.0.0.1":
@@ -72,12 +76,13 @@ class Group:
     def form(self, order: m.FormGroup) -> float:
         """Join the group of this generation; seconds it took. Raises what torch raises."""
         started = time.monotonic()
-        old = note_groups()
         with self._lock:  # an order to break the last generation that comes after this is too late
             if order.generation <= self._given_up:
                 raise RuntimeError("the pool gave this group up before this rank came to form it")
             self.generation = order.generation
             was_broken, self.broken = self.broken, False
+        if self._left_behind is None:
+            self._left_behind = note_groups()
         self._leave(was_broken)
         self.backend = order.backend
         self.rank, self.world_size = order.place.rank, order.place.world_size
@@ -99,7 +104,10 @@ class Group:
                 **options,
             )
             if order.generation > 1:  # all ranks take part, those that are new too
-                carry_over(old, self.rank, self.world_size, store, COLLECTIVE_TIMEOUT)
+                carry_over(
+                    self._left_behind, self.rank, self.world_size, store, COLLECTIVE_TIMEOUT, order.replaced
+                )
+        self._left_behind, self.store = None, store
         return time.monotonic() - started
 
     def _leave(self, broken: bool) -> None:

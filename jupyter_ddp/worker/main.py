@@ -23,13 +23,16 @@ import torch.distributed as dist
 from jupyter_ddp.core import codec
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.journal import PAGE_BYTES, Journal
+from jupyter_ddp.core.kept_states import SHARED_BYTES, KeptStates
 from jupyter_ddp.worker.adoption import Adoption
 from jupyter_ddp.worker.control import ControlThread
 from jupyter_ddp.worker.group import Group
+from jupyter_ddp.worker.inheritance import Inheritance, introduced
 from jupyter_ddp.worker.interrupts import InterruptGate
 from jupyter_ddp.worker.late_imports import WithoutCollections
 from jupyter_ddp.worker.outbox import Outbox
 from jupyter_ddp.worker.partial_world import PartialWorlds, RefusedCollective
+from jupyter_ddp.worker.random_states import RandomStates
 from jupyter_ddp.worker.shell import RankShell
 from jupyter_ddp.worker.streams import Streams
 from jupyter_ddp.worker.surroundings import apply_surroundings, torchrun_environ
@@ -61,7 +64,8 @@ def begin(cells_fd: int, control_fd: int, page_fd: int, agent_pid: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.enable(file=2)
     _end_with(agent_pid)
-    journal = Journal(memoryview(mmap.mmap(page_fd, PAGE_BYTES)))
+    page = memoryview(mmap.mmap(page_fd, SHARED_BYTES))
+    journal = Journal(page)
     os.close(page_fd)
     for fd in (cells_fd, control_fd):  # passed descriptors are inheritable: no business of a command's
         os.set_inheritable(fd, False)
@@ -70,7 +74,8 @@ def begin(cells_fd: int, control_fd: int, page_fd: int, agent_pid: int) -> None:
     orders = _orders(cells)
     first = next(orders)
     assert isinstance(first, m.BeginWorker)
-    worker = Worker(first, Outbox(cells, journal, gate), journal, gate, control)
+    outbox = Outbox(cells, journal, gate)
+    worker = Worker(first, outbox, journal, gate, control, KeptStates(page[PAGE_BYTES:]))
     worker.serve(orders)
 
 
@@ -108,6 +113,7 @@ class Worker:
         journal: Journal,
         gate: InterruptGate,
         control: socket.socket,
+        kept: KeptStates,
     ) -> None:
         self._outbox, self._gate = outbox, gate
         self._surroundings = begin.surroundings
@@ -124,6 +130,10 @@ class Worker:
         self._shell.outbox = outbox
         self._control = ControlThread(control, outbox, journal, self._group, self._shell.is_cell_file)
         self._seed(begin.surroundings.seed + begin.place.rank)
+        self._random = RandomStates(kept)
+        if begin.random_states:
+            self._random.restore(begin.random_states)
+        self._random.keep()
         self._introduce(begin.place)
         self._note_exits()
         os.register_at_fork(after_in_child=self._after_fork)
@@ -139,14 +149,7 @@ class Worker:
 
     def _introduce(self, place: m.WorkerPlace) -> None:
         """The names that every rank has."""
-        self._shell.user_ns.update(
-            rank=place.rank,
-            local_rank=place.local_rank,
-            world_size=place.world_size,
-            device=torch.device(place.device),
-            torch=torch,
-            dist=dist,
-        )
+        self._shell.user_ns.update(introduced(place))
 
     def _note_exits(self) -> None:
         """`os._exit()` tells nobody anything: note at least the line that it was called on."""
@@ -192,10 +195,18 @@ class Worker:
             self._introduce(order.place)
         try:
             seconds = self._group.form(order)
+            if order.replaced:
+                self._inherit(order)
         except Exception as error:  # noqa: BLE001  # whatever torch raises is the reason, and is reported
             self._outbox.say(m.GroupFailed, reason=f"{type(error).__name__}: {error}")
         else:
             self._outbox.say(m.GroupFormed, seconds=seconds)
+
+    def _inherit(self, order: m.FormGroup) -> None:
+        inheritance = Inheritance(self._shell, self._gate, self._random, self._surroundings)
+        told = inheritance.settle(order, self._group.store)
+        if told is not None:
+            self._outbox.say(m.RankHealed, copied=told[0], lost=told[1])
 
     def _run(self, order: m.RunCell) -> None:
         self._outbox.cell = order.cell
@@ -215,6 +226,7 @@ class Worker:
             group_broken=self._group.broken,
             error=error,
         )
+        self._random.keep()  # now that nobody waits for it
 
     def _run_guarded(self, order: m.RunCell) -> tuple[str, m.CellError | None]:
         error: m.CellError | None = None

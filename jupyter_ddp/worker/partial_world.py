@@ -92,7 +92,7 @@ class PartialWorlds:
             "pass group=group, the process group of just these ranks"
         )
         if broken:
-            why = "there is no process group: it was broken when a rank died; %ddp restart forms it again"
+            why = "there is no process group: it was broken when a rank died; %ddp heal forms it again"
         stand_in = PartOfTheWorld(world.rank(), world.size(), why)
         state = c10d._world
         tables: tuple[dict[Any, Any], ...] = (

@@ -295,7 +295,7 @@ def test_survivors_of_a_broken_group(nb: NotebookKernel) -> None:
     nb.wait(cell, 8)
     refused = nb.ranks("dist.all_reduce(torch.ones(1), group=group)", "-t 0,3", ok=False)
     assert refused.all("verdict") == ["error", "error"]
-    assert "%ddp restart" in refused.cell.error
+    assert "%ddp heal" in refused.cell.error
     assert nb.ranks("import os; (kept, os.getpid())", "-t 0,1,3").values == [
         (rank + 40, pids[rank]) for rank in (0, 1, 3)
     ]

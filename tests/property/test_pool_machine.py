@@ -67,7 +67,8 @@ class Judge:
         self.broken = False
         self.stops_open = self.starts_open = self.launches_due = 0
         self.wanted = 0
-        self.request: ev.StartRequested | ev.ResizeRequested | None = None
+        self.request: ev.StartRequested | ev.ResizeRequested | ev.HealRequested | None = None
+        self.replaced: dict[int, Process] = {}
 
     # -- before and after each event ---------------------------------------------------------------
 
@@ -77,6 +78,9 @@ class Judge:
             case ev.StartRequested() | ev.ResizeRequested():
                 self.starts_open += 1
                 self._hear_request(event, phase)
+            case ev.HealRequested():
+                self.starts_open += 1
+                self._hear_heal(event, phase)
             case ev.StopRequested():
                 self.stops_open += 1
             case ev.CellRequested():
@@ -114,6 +118,15 @@ class Judge:
             self.wanted = n  # what is let go cannot come back, whatever becomes of the resize
         self.launches_due = n if starts else max(0, n - self.wanted)
 
+    def _hear_heal(self, event: ev.HealRequested, phase: p.Phase) -> None:
+        dead = {r for r, q in self.members.items() if q.exit_heard}
+        if (
+            phase is p.Phase.READY
+            and dead
+            and (event.source is None or event.source in self.members.keys() - dead)
+        ):
+            self.request, self.launches_due = event, len(dead)
+
     def judge(self, event: ev.Event, before: p.Phase, effects: list[ev.Effect]) -> None:
         stuck = {q.pid for q in self.members.values() if q.birth_heard and not q.exit_heard}
         for effect in effects:
@@ -138,6 +151,7 @@ class Judge:
             if not isinstance(event, ev.NodeLost):  # then nobody knows
                 assert stuck == {pid for e in effects for pid in _unkillable(e)}, "unkillable ones not named"
             self.members, self.launches_due, self.request, self.wanted = {}, 0, None, 0
+            self.replaced = {}
         if isinstance(event, ev.NodeLost):
             assert effects or before is p.Phase.STOPPED
             self.unreported.clear()
@@ -146,10 +160,14 @@ class Judge:
 
     def _judge_order(self, message: m.KernelToNode) -> None:
         match message:
-            case m.StartRanks(places):
+            case m.StartRanks(places, _, replaces):
                 self.launches_due -= len(places)
                 assert self.launches_due >= 0, "more launches than were asked for"
+                assert replaces == isinstance(self.request, ev.HealRequested)
                 for place in places:
+                    if replaces:
+                        self.replaced[place.rank] = self.members[place.rank]
+                        assert self.members[place.rank].exit_heard, "a living rank was replaced"
                     self.members[place.rank] = Process(place.rank)
             case m.Tell(ranks, m.RunCell() as run):
                 asked = self.cells[run.cell]
@@ -168,7 +186,8 @@ class Judge:
                 if number == signal.SIGKILL:
                     assert all(self._may_be_killed(r) for r in ranks), "killed unasked"
                 else:
-                    assert self.presses, "interrupted unasked"
+                    copies = isinstance(self.request, ev.HealRequested) and ranks == [self.request.source]
+                    assert self.presses or copies, "interrupted unasked"
 
     def _judge_forming(self, forms: list[m.FormGroup], effects: list[ev.Effect]) -> None:
         """A group is formed of all ranks, under a number never used, and always after it was broken."""
@@ -176,6 +195,9 @@ class Judge:
         assert all(form.generation > self.generation for form in forms)
         assert all(form.place.world_size == len(self.members) for form in forms)
         assert {form.place.rank for form in forms} in (set(), set(self.members))
+        source = self.request.source if isinstance(self.request, ev.HealRequested) else None
+        assert all(form.replaced == tuple(self.replaced) for form in forms)
+        assert all(form.source == (-1 if source is None else source) for form in forms)
         self.generation = max([self.generation, *(form.generation for form in forms)])
         if self.world.pool.phase in (p.Phase.READY, p.Phase.FORMING) and any(_ended(e) for e in effects):
             dead = [q for q in self.members.values() if q.exit_heard]
@@ -183,7 +205,7 @@ class Judge:
 
     def _may_be_killed(self, rank: int) -> bool:
         process = self.members.get(rank)
-        if process is None or not process.confirmed or self.stops_open:
+        if process is None or process.exit_heard or not process.confirmed or self.stops_open:
             return True
         return self.running is not None and self.presses >= 3 and rank in self.running.targets
 
@@ -191,13 +213,20 @@ class Judge:
         self.starts_open -= 1
         assert self.starts_open >= 0
         self._reported(error)
-        if isinstance(event, ev.StartRequested | ev.ResizeRequested) and event is not self.request:
+        if (
+            isinstance(event, ev.StartRequested | ev.ResizeRequested | ev.HealRequested)
+            and event is not self.request
+        ):
             assert error  # refused at once: what is under way is not concerned
             return
         assert self.request is not None
         request, self.request = self.request, None
+        if error and isinstance(request, ev.HealRequested) and self.members:
+            self.members |= self.replaced  # all is as it was
+        self.replaced = {}
         if not error:
-            self.wanted = len(request.plan.places)
+            if not isinstance(request, ev.HealRequested):
+                self.wanted = len(request.plan.places)
             assert set(self.members) == set(range(self.wanted))
             for process in self.members.values():
                 assert process.connected
@@ -450,6 +479,7 @@ class World:
         may += [lambda c: self._user_cell([r for r in range(MAX_RANKS) if c >> r & 1])] * 2
         may += [lambda c: self.handle(ev.StartRequested(_plan(1 + c % MAX_RANKS), SURROUNDINGS))] * 2
         may += [lambda c: self.handle(ev.ResizeRequested(_plan(1 + c % MAX_RANKS), SURROUNDINGS))] * 4
+        may += [lambda c: self.handle(ev.HealRequested(SURROUNDINGS, c // 4 if c % 2 else None))] * 4
         may += [lambda _: self.handle(ev.InterruptRequested())] * 4
         may += [lambda _: self.handle(ev.StopRequested())]
         may += [lambda _: self.tick()] * 2

@@ -19,12 +19,12 @@ TEXT = "Grüße 🎉\n".encode() + b"\xff\x00"
 JSON = '{"text/plain": "é", "image/png": "iVBO"}'
 
 SAMPLES: list[m.Message] = [
-    m.BeginWorker(PLACE, SURROUNDINGS),
-    m.FormGroup(3, "gloo", PLACE),
+    m.BeginWorker(PLACE, SURROUNDINGS, b"\x00\xff"),
+    m.FormGroup(3, "gloo", PLACE, (1, 2), 0),
     m.RunCell(7, "print(1)\n", True, True, (0, 2), 4),
     m.BreakGroup(3),
     m.EndWorker(),
-    m.StartRanks([PLACE], SURROUNDINGS),
+    m.StartRanks([PLACE], SURROUNDINGS, True),
     m.WatchUsage(1.5),
     m.Usage([m.RankUsage(0, 1 << 25, 0.5, 3, "R"), m.RankUsage(1, 1 << 25, 0.5, 3, "S", 0.9, 5, 6)]),
     m.Tell([0, 1], m.RunCell(7, "1/0")),
@@ -39,6 +39,7 @@ SAMPLES: list[m.Message] = [
     m.WorkerConnected(*FROM, pid=1),
     m.GroupFormed(*FROM, seconds=0.01),
     m.GroupFailed(*FROM, reason="no route"),
+    m.RankHealed(*FROM, copied=3, lost=[m.NotCopied("f", "an open file", True)]),
     m.Output(*FROM, stream="stdout", offset=1 << 40, data=TEXT),
     m.Display(*FROM, data=JSON, metadata="{}", display_id="d", result=True),
     m.ClearOutput(*FROM, wait=True),

@@ -103,6 +103,14 @@ def three() -> Desk:
 PREPARED = "what ranks are forked from could not be prepared: {}; repair that, then start again"
 
 
+def died(rank: int, signal: str = "SIGKILL", left: str = "ranks 0-1 keep") -> ev.Announced:
+    words = f"rank {rank} died: killed by {signal}; {left} all variables; %ddp heal replaces rank {rank}"
+    return ev.Announced(words)
+
+
+DIED_1 = died(1, left="ranks 0,2 keep")
+
+
 def kills(*ranks: int) -> ev.SendToNodes:
     return ev.SendToNodes(ranks, m.SignalRanks(list(ranks), int(signal.SIGKILL), True))
 
@@ -397,25 +405,25 @@ def test_a_rank_that_dies_after_its_own_end_keeps_its_verdict_and_is_announced(t
     """Its reply was made; its death is told all the same."""
     three.run(0, 1)
     three.ends(1, "ok")
-    assert three.dies(1) == [ev.Announced("rank 1 died: killed by SIGKILL")]
+    assert three.dies(1) == [DIED_1]
     assert three.ends(0) == [ev.CellEnded(1, {1: "ok", 0: "ok"})]
 
 
 def test_a_rank_that_dies_beside_the_cell_is_announced_and_leaves_the_cell_alone(three: Desk) -> None:
     """No rank of the cell can wait for one that is not in it: nothing is broken."""
     three.run(0, 1)
-    assert three.dies(2) == [ev.Announced("rank 2 died: killed by SIGKILL")]
+    assert three.dies(2) == [died(2)]
     assert three.after(60) == []
     assert [*three.ends(0), *three.ends(1)] == [ev.CellEnded(1, {0: "ok", 1: "ok"})]
 
 
 def test_a_pool_with_a_dead_rank_refuses_all_and_runs_on_the_living(three: Desk) -> None:
     """The refusal names the rank, why it died, and both ways on."""
-    assert three.dies(1, status=11) == [ev.Announced("rank 1 died: killed by SIGSEGV")]
+    assert three.dies(1, status=11) == [died(1, "SIGSEGV", left="ranks 0,2 keep")]
     reason = only(three.run(0, 1, 2), ev.CellRefused).reason
     assert "rank 1 died: killed by SIGSEGV" in reason
     assert "ranks 0,2" in reason
-    assert "%ddp restart" in reason
+    assert "%ddp heal" in reason
     assert tells(three.run(0, 2), m.RunCell) == [0, 2]
 
 
@@ -439,7 +447,7 @@ def test_a_cell_that_waits_is_refused_when_a_rank_of_it_dies(three: Desk) -> Non
     three.ends(0, broken=True)
     three.run(0, 1, 2)
     died, free, refused = three.dies(1)
-    assert died == ev.Announced("rank 1 died: killed by SIGKILL")
+    assert died == DIED_1
     assert free == breaks(2, 0, 2)
     assert isinstance(refused, ev.CellRefused)
 
@@ -632,7 +640,7 @@ def test_a_number_given_again_is_the_new_process(three: Desk) -> None:
     three.connects(2, pids=200)
     assert three.forms(0, 1, 2) == [ev.StartFinished()]
     assert three.pool.ranks[2].pid == 202
-    assert three.dies(2, pid=202) == [ev.Announced("rank 2 died: killed by SIGKILL")]
+    assert three.dies(2, pid=202) == [died(2)]
 
 
 def test_a_number_given_again_before_the_first_was_born(three: Desk) -> None:
@@ -664,7 +672,7 @@ def test_an_exit_or_a_word_of_nobody_we_know_changes_nothing(three: Desk) -> Non
 def test_a_resize_of_a_pool_with_a_dead_rank_is_refused(three: Desk) -> None:
     """A restart comes first."""
     three.dies(0)
-    assert three.resize(4) == [ev.StartFinished("rank 0 died; %ddp restart comes before a resize")]
+    assert three.resize(4) == [ev.StartFinished("rank 0 died; %ddp heal comes before a resize")]
 
 
 def test_a_resize_waits_for_nothing(three: Desk) -> None:

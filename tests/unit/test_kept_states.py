@@ -1,0 +1,100 @@
+"""What a rank keeps beyond its death: the layout, and the states of its random generators."""
+
+from __future__ import annotations
+
+import random
+import timeit
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from jupyter_ddp.core.kept_states import KEPT_BYTES, SLOT_BYTES, KeptStates
+
+torch = pytest.importorskip("torch")
+numpy_random = pytest.importorskip("numpy.random")
+
+from jupyter_ddp.worker.random_states import RandomStates  # noqa: E402  # it needs torch
+
+DRAWS: dict[str, Callable[[], Any]] = {
+    "torch": lambda: torch.rand(3).tolist(),
+    "torch.randn": lambda: torch.randn(1, dtype=torch.float64).item(),
+    "random": random.random,
+    "random.gauss": lambda: random.gauss(0, 1),
+    "numpy": numpy_random.rand,
+    "numpy.randn": numpy_random.randn,
+}
+
+
+@pytest.fixture
+def region() -> memoryview:
+    return memoryview(bytearray(KEPT_BYTES))
+
+
+@pytest.fixture(autouse=True)
+def _states_as_before() -> Iterator[None]:
+    before = random.getstate(), torch.get_rng_state(), numpy_random.get_state()
+    yield
+    random.setstate(before[0])
+    torch.set_rng_state(before[1])
+    numpy_random.set_state(before[2])
+
+
+def test_the_newest_is_what_was_put_last(region: memoryview) -> None:
+    """Another look at the same memory finds it; nothing at all before the first."""
+    kept, seen = KeptStates(region), KeptStates(region)
+    assert seen.newest() == b""
+    for states in (b"first", b"second, longer", b"3", b"x" * SLOT_BYTES):
+        assert kept.put(states)
+        assert seen.newest() == states
+    assert not kept.put(b"x" * (SLOT_BYTES + 1))
+    assert seen.newest() == b"x" * SLOT_BYTES
+
+
+def test_a_put_that_is_cut_off_leaves_what_was_before(region: memoryview) -> None:
+    """Whatever part of the next one was written, up to the count, the last whole one is found."""
+    kept = KeptStates(region)
+    kept.put(b"one")
+    kept.put(b"two")
+    before = bytes(region)
+    kept.put(b"three")
+    after = bytes(region)
+    for cut in [at for at, (a, b) in enumerate(zip(before, after, strict=True)) if a != b and at >= 8]:
+        torn = bytearray(before)
+        torn[8 : cut + 1] = after[8 : cut + 1]  # all but the count, which is stored last
+        assert KeptStates(memoryview(torn)).newest() == b"two"
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_draw_is_kept_and_the_next_ones_come_again(region: memoryview, name: str) -> None:
+    """After any number of draws, whoever restores what was kept draws what would have come next."""
+    states, draw = RandomStates(KeptStates(region)), DRAWS[name]
+    states.keep()
+    for _ in range(3):  # an odd and an even number of normal deviates, which are made in pairs
+        draw()
+        states.keep()
+        kept = KeptStates(region).newest()
+        expected = [draw() for _ in range(3)]
+        RandomStates(KeptStates(memoryview(bytearray(KEPT_BYTES)))).restore(kept)
+        assert [draw() for _ in range(3)] == expected
+
+
+def test_nothing_is_written_where_nothing_was_drawn(region: memoryview) -> None:
+    """The memory stays as it is, and a look costs microseconds."""
+    states = RandomStates(KeptStates(region))
+    states.keep()
+    before = bytes(region)
+    assert min(timeit.repeat(states.keep, number=1000, repeat=5)) / 1000 < 20e-6
+    assert bytes(region) == before
+
+
+def test_python_s_state_is_read_where_it_lies(region: memoryview) -> None:
+    """On this Python the quick look works; elsewhere getstate() takes its place, with the same result."""
+    states = RandomStates(KeptStates(region))
+    assert states._readable
+    states._readable = False
+    states.keep()
+    before = KeptStates(region).newest()
+    random.random()
+    states.keep()
+    assert KeptStates(region).newest() != before
