@@ -101,9 +101,11 @@ class Exchange:
         self._wake()
 
     def submit(self, event: Event) -> None:
-        """Have the pool handle an event before this returns."""
+        """Have the pool handle an event before this returns. Once closed, nothing is done."""
         before = self._pool.next_deadline
         with self._serving:
+            if self._closing:
+                return
             self._events.append(event)
             self._settle()
         if self._pool.next_deadline != before:
@@ -112,6 +114,8 @@ class Exchange:
     def tell_nodes(self, message: m.KernelToNode) -> None:
         """Send what is no business of the pool's to every node."""
         with self._serving:
+            if self._closing:
+                return
             for connection in self._connections.values():
                 connection.writer.push(codec.encode(message))
             self._settle()
@@ -159,14 +163,15 @@ class Exchange:
         self._closing = True
         self._wake()
         self._thread.join(timeout=5)
-        led = self._leading.acquire(timeout=5)
+        # Whoever is in the midst of serving comes to its end; who comes later finds it closed.
+        held = [lock for lock in (self._leading, self._serving) if lock.acquire(timeout=5)]
         with self._waking:  # nobody writes to their numbers when they are somebody else's
             for fd in (self._wake_fd, self._wake_leader_fd):
                 os.close(fd)
             self._wake_fd = -1
         self._own_poll.close()
-        if led:
-            self._leading.release()
+        for lock in held:
+            lock.release()
         for connection in self._connections.values():
             connection.node.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import signal
 import socket
 import struct
 import threading
@@ -341,3 +342,279 @@ def test_a_defect_of_ours_leaves_nobody_waiting(rig: Rig) -> None:
     rig.node.says(m.WorkerForked(0, 1))
     assert rig.effects.next() == ev.Announced("the exchange with the ranks failed: RuntimeError: a defect")
     assert exchange.lost
+
+
+# --- who serves the links -----------------------------------------------------------------------------
+
+
+class Waiting:
+    """A thread that waits for an event as one that runs a cell does."""
+
+    def __init__(self, exchange: Exchange, timeout_s: float = TIMEOUT_S) -> None:
+        self.event = threading.Event()
+        self.answer: bool | None = None
+        self.took_s = 0.0
+        self._exchange, self._timeout_s = exchange, timeout_s
+        self._thread = threading.Thread(target=self._wait)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        began = time.monotonic()
+        self.answer = self._exchange.wait(self.event, self._timeout_s)
+        self.took_s = time.monotonic() - began
+
+    @property
+    def ident(self) -> int | None:
+        return self._thread.ident
+
+    def join(self) -> Waiting:
+        self._thread.join(2 * TIMEOUT_S)
+        assert not self._thread.is_alive()
+        return self
+
+
+def leads(exchange: Exchange, waiting: Waiting) -> None:
+    """Until this thread serves the links."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while exchange._leader != waiting.ident:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_who_waits_reads_the_links(rig: Rig) -> None:
+    """A message is heard by the thread that waits for it, and by the exchange's own when nobody waits."""
+    heard = Heard()
+    exchange = rig.connect(ScriptedPool(silent), on_message=lambda _: heard.put(threading.get_ident()))
+    waiting = Waiting(exchange)
+    leads(exchange, waiting)
+    rig.node.says(m.WorkerForked(0, 1))
+    assert heard.next() == waiting.ident
+    waiting.event.set()
+    exchange.post(ev.InterruptRequested())  # by itself an event that is set wakes nobody who serves
+    assert waiting.join().answer is True
+    rig.node.says(m.WorkerForked(0, 1))
+    assert heard.next() == exchange._thread.ident
+
+
+def test_two_wait_and_the_first_leaves(rig: Rig) -> None:
+    """When who served the links has what it waited for, the other is served on."""
+    waits: list[Waiting] = []
+    exchange = rig.connect(ScriptedPool(silent), on_message=lambda said: waits[said.rank].event.set())
+    waits.append(Waiting(exchange))
+    leads(exchange, waits[0])
+    waits.append(Waiting(exchange))
+    rig.node.says(m.WorkerForked(0, 1))
+    assert waits[0].join().answer is True
+    rig.node.says(m.WorkerForked(1, 1))
+    assert waits[1].join().answer is True
+
+
+def test_what_another_thread_brings_about_wakes_who_serves(rig: Rig) -> None:
+    """A request of another thread that ends the wait ends it at once, not when the time is over."""
+    waits: list[Waiting] = []
+    pool = ScriptedPool(lambda event: [ev.Announced("so")] if isinstance(event, ev.StopRequested) else [])
+    exchange = rig.connect(pool, on_effect=lambda _: waits[0].event.set())
+    for ask in (exchange.submit, exchange.post):
+        waits[:] = [Waiting(exchange)]
+        leads(exchange, waits[0])
+        ask(ev.StopRequested())
+        assert waits[0].join().answer is True
+        assert waits[0].took_s < TIMEOUT_S / 2
+
+
+def test_a_deadline_set_by_another_thread_is_kept_by_who_serves(rig: Rig) -> None:
+    """Whoever sleeps over the links when a deadline is set, it is kept."""
+    pool = ScriptedPool(silent)
+    exchange = rig.connect(pool)
+    waiting = Waiting(exchange)
+    leads(exchange, waiting)
+    due = pool.deadline = time.monotonic() + 0.05
+    exchange.post(ev.InterruptRequested())
+    assert pool.next_event() == ev.InterruptRequested()
+    event, now = pool.handled.next()
+    assert event == ev.Ticked()
+    assert due <= now < due + 1.0
+    waiting.event.set()
+    exchange.post(ev.InterruptRequested())
+    waiting.join()
+
+
+def test_a_deadline_outlives_who_served_when_it_was_set(rig: Rig) -> None:
+    """The thread that waits leaves before the deadline that came up meanwhile: it is kept all the same."""
+    pool = ScriptedPool(silent)
+
+    def on_message(_: m.NodeToKernel) -> None:
+        pool.deadline = time.monotonic() + 0.2
+
+    exchange = rig.connect(pool, on_message=on_message)
+    waiting = Waiting(exchange, timeout_s=0.1)
+    leads(exchange, waiting)
+    rig.node.says(m.WorkerForked(0, 1))
+    assert waiting.join().answer is False
+    assert [type(pool.next_event()) for _ in range(2)] == [m.WorkerForked, ev.Ticked]
+
+
+def test_a_wait_ends_with_its_time(rig: Rig) -> None:
+    """False, after as long as was said: also for who waits beside the one that serves."""
+    exchange = rig.connect(ScriptedPool(silent))
+    waits = [Waiting(exchange, timeout_s=0.1) for _ in range(3)]
+    for waiting in waits:
+        assert waiting.join().answer is False
+        assert 0.1 <= waiting.took_s < 2.0
+
+
+def test_close_ends_every_wait_of_who_serves(rig: Rig) -> None:
+    """A thread that serves the links is let go of, and the exchange closes without it."""
+    exchange = rig.connect(ScriptedPool(silent))
+    waiting = Waiting(exchange)
+    leads(exchange, waiting)
+    began = time.monotonic()
+    exchange.close()
+    assert time.monotonic() - began < 2.0
+    assert waiting.join().answer is False
+    assert waiting.took_s < TIMEOUT_S / 2
+
+
+def test_a_request_to_a_closed_exchange_changes_nothing(rig: Rig) -> None:
+    """Another thread may have looked at the cluster just before it was closed."""
+    pool = ScriptedPool(sends_cells)
+    exchange = rig.connect(pool)
+    exchange.close()
+    exchange.submit(cell(1))
+    exchange.post(cell(2))
+    assert exchange.wait(threading.Event(), 0.01) is False
+    assert pool.handled.empty()
+
+
+def test_close_among_requests_of_many_threads(rig: Rig) -> None:
+    """Whenever it is closed, no request raises and none hangs."""
+    failures: list[BaseException] = []
+    for _ in range(20):
+        node = FakeNode()
+        exchange = Exchange(ScriptedPool(sends_cells), [node], lambda _: None, lambda _: None)
+        started = threading.Barrier(5)
+
+        def ask(exchange: Exchange = exchange, started: threading.Barrier = started) -> None:
+            started.wait(TIMEOUT_S)
+            try:
+                for number in range(200):
+                    exchange.submit(cell(number))
+                    exchange.wait(threading.Event(), 0)
+            except BaseException as error:  # noqa: BLE001  # handed to the test's own thread
+                failures.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        started.wait(TIMEOUT_S)
+        exchange.close()
+        for thread in threads:
+            thread.join(TIMEOUT_S)
+        node.far.close()
+    assert failures == []
+
+
+@pytest.mark.parametrize("pause_s", [0.0001, 0.0005, 0.002])
+def test_interrupts_at_every_moment_of_a_wait(rig: Rig, pause_s: float) -> None:
+    """A handler that posts whenever it is called deadlocks with nothing, and every event is handled once."""
+    done = threading.Event()
+    count = 300
+    posted = 0
+    pool = ScriptedPool(silent)
+    exchange = rig.connect(pool, on_message=lambda _: None)
+
+    def on_alarm(*_: object) -> None:
+        nonlocal posted
+        if posted < count:
+            posted += 1
+            exchange.post(cell(posted))
+        else:
+            done.set()
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, pause_s, pause_s)
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not done.is_set() and time.monotonic() < deadline:
+            rig.node.says(m.WorkerForked(0, 1))
+            exchange.submit(ev.InterruptRequested())
+            exchange.wait(done, 0.001)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert done.is_set()
+    exchange.submit(ev.StopRequested())  # behind all that was posted
+    cells: list[int] = []
+    while not isinstance(event := pool.next_event(), ev.StopRequested):
+        cells += [event.cell] if isinstance(event, ev.CellRequested) else []
+    assert sorted(cells) == list(range(1, count + 1))  # a handler may be interrupted by itself
+
+
+def test_a_handler_of_the_users_that_raises_ends_the_wait_alone(rig: Rig) -> None:
+    """`signal.alarm` around a cell, say: the exception comes through, and the exchange serves on."""
+
+    def on_alarm(*_: object) -> None:
+        raise TimeoutError
+
+    pool = ScriptedPool(silent)
+    exchange = rig.connect(pool)
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(TimeoutError):
+            exchange.wait(threading.Event(), TIMEOUT_S)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    rig.node.says(m.WorkerForked(0, 1))
+    assert pool.next_event() == m.WorkerForked(0, 1)
+    assert not exchange.lost
+
+
+def test_eight_threads_run_cells(rig: Rig) -> None:
+    """One at a time: each of their cells ends or is told `busy`, and each hears of its own."""
+    ended: dict[int, threading.Event] = {number: threading.Event() for number in range(1, 401)}
+    outcomes: dict[int, list[str]] = {number: [] for number in ended}
+
+    def on_effect(effect: ev.Effect) -> None:
+        if isinstance(effect, ev.CellEnded | ev.CellRefused):
+            outcomes[effect.cell].append(getattr(effect, "reason", "ended"))
+            ended[effect.cell].set()
+
+    exchange = rig.connect(p.Pool(), on_effect=on_effect)
+    exchange.submit(ev.StartRequested(make_plan(1, []), SURROUNDINGS))
+    rig.node.next_order()
+    rig.node.says(m.WorkerForked(0, 1), m.WorkerConnected(0, 0, 0, 0, 1))
+    rig.node.next_order()
+    rig.node.says(m.GroupFormed(0, 1, 0, 1, 0.01))
+
+    def rank() -> None:
+        """Ends each cell as it comes."""
+        while True:
+            try:
+                order = rig.node.next_order()
+            except (AssertionError, OSError):
+                return
+            if isinstance(order, m.Tell) and isinstance(order.command, m.RunCell):
+                rig.node.says(m.CellFinished(0, 1, order.command.cell, 0, "ok", 0.0))
+
+    def run(first: int) -> None:
+        for number in range(first, first + 50):
+            exchange.submit(cell(number))
+            while not exchange.wait(ended[number], 1.0):
+                assert time.monotonic() < deadline
+
+    deadline = time.monotonic() + 3 * TIMEOUT_S
+    server = threading.Thread(target=rank)
+    server.start()
+    threads = [threading.Thread(target=run, args=(first,)) for first in range(1, 401, 50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(3 * TIMEOUT_S)
+    exchange.close()
+    server.join(TIMEOUT_S)
+    assert all(len(told) == 1 for told in outcomes.values())
+    words = {told[0].partition(":")[0] for told in outcomes.values()}
+    assert words <= {"ended", "busy"}
+    assert "ended" in words
