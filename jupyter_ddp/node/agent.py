@@ -75,6 +75,7 @@ class Agent:
         self._throttled = False
         # Not `selectors`: with four ranks on two cores, its bookkeeping is a twentieth of a short cell.
         self._epoll = select.epoll()
+        self._rounds = 0  # counts the times that it was asked
         self._watched: dict[int, tuple[int, Callable[[int], None]]] = {}
         """Descriptor: (what is waited for, who is called with what has come)."""
         self._read_buffer = bytearray(_READ_BYTES)
@@ -115,9 +116,13 @@ class Agent:
     def _attend(self, timeout_s: float | None, but: int = -1) -> None:
         """Wait for something to happen, on any descriptor `but` this one, and act on it."""
         ready = [(fd, events, self._watched[fd]) for fd, events in self._epoll.poll(timeout_s) if fd != but]
+        self._rounds += 1
+        this = self._rounds
         for fd, events, watch in ready:
             if self._watched.get(fd) is watch:  # its number may have become another's in this round
                 watch[1](events)
+                if self._rounds != this:
+                    return  # a callback has attended to what there was; of what is left epoll tells again
 
     def leave(self) -> None:
         self._leaving = True

@@ -448,6 +448,17 @@ class Gate:
         self.path.write_text("")
 
 
+def test_a_signal_that_comes_with_a_cell(agent: Agent) -> None:
+    """What is ready together with a cell's order is looked after before the cell, and not once more."""
+    agent.start(0)
+    for _ in range(5):
+        os.kill(agent.process.pid, signal.SIGSTOP)
+        cell = agent.run("pass")
+        os.kill(agent.process.pid, signal.SIGCHLD)
+        os.kill(agent.process.pid, signal.SIGCONT)
+        assert agent.next(m.CellFinished).cell == cell
+
+
 def test_late_output_belongs_to_the_cell_before(agent: Agent, tmp_path: Path) -> None:
     """What is written between two cells is not the second one's."""
     done = Gate(tmp_path / "done")
