@@ -26,6 +26,9 @@ class CellRequested(Struct, frozen=True):
     awaits: bool = False
     shows: bool = True
     count: int = 0
+    checks: bool = False
+    timeout_s: float = 0.0
+    """It is interrupted when it takes longer; 0: it may take as long as it does."""
 
 
 class ResizeRequested(Struct, frozen=True):

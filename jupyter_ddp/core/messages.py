@@ -81,6 +81,7 @@ class RunCell(Message, frozen=True):
     `awaits` says that the source uses top-level await, `shows` that a statement of it may have a value
     to be shown. `members` are the ranks the cell runs on, in
     ascending order; it is empty when that is the whole world. `count` is the notebook's prompt number.
+    `checks`: each collective is compared among its ranks before it begins.
     """
 
     cell: int
@@ -89,6 +90,7 @@ class RunCell(Message, frozen=True):
     shows: bool = True
     members: tuple[int, ...] = ()
     count: int = 0
+    checks: bool = False
 
 
 class BreakGroup(Message, frozen=True):
@@ -302,9 +304,13 @@ class ClearOutput(FromRank, frozen=True):
 
 
 class Notice(FromRank, frozen=True):
-    """Something the user should know about how the cell was run, in one line."""
+    """Something the user should know about how the cell was run, in one line.
+
+    `withdrawn`: the same text was said before, and holds no more.
+    """
 
     text: str
+    withdrawn: bool = False
 
 
 class CellError(Struct, frozen=True, forbid_unknown_fields=True):

@@ -106,7 +106,8 @@ class Pool:
     @property
     def next_deadline(self) -> float | None:
         """When `Ticked` is due, on the clock that `now` comes from; None: nothing is waited for."""
-        due = [d for d in (self._deadline, self._gone_deadline) if d is not None]
+        late = self._cell.timeout_at if self._cell else None
+        due = [d for d in (self._deadline, self._gone_deadline, late) if d is not None]
         return min(due) if due else None
 
     @property
@@ -130,7 +131,7 @@ class Pool:
             case m.CellFinished():
                 return self._finished(event, now)
             case CellRequested():
-                return self._run(event)
+                return self._run(event, now)
             case StartRequested():
                 return self._start(event, now)
             case ResizeRequested():
@@ -152,7 +153,7 @@ class Pool:
             case m.WorkerConnected():
                 return self._connected(event)
             case m.GroupFormed():
-                return self._formed(event)
+                return self._formed(event, now)
             case m.GroupFailed():
                 return self._group_failed(event, now)
             case m.WorkerExited():
@@ -164,11 +165,11 @@ class Pool:
         """Come to rest in a phase in which nothing is waited for."""
         self.phase, self._deadline = phase, None
 
-    def _ready(self) -> list[Effect]:
+    def _ready(self, now: float) -> list[Effect]:
         """Come to rest with ranks that take cells, and take the one that waits."""
         self._rest(Phase.READY)
         waiting, self._next = self._next, None
-        return self._run(waiting) if waiting else []
+        return self._run(waiting, now) if waiting else []
 
     # -- starting --------------------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class Pool:
             for rank, state in self.ranks.items()
         ]
 
-    def _formed(self, event: m.GroupFormed) -> list[Effect]:
+    def _formed(self, event: m.GroupFormed, now: float) -> list[Effect]:
         state = self.ranks.get(event.rank)
         if state is None or event.generation != self.generation:
             return []
@@ -230,7 +231,7 @@ class Pool:
             return []
         started = self.phase is Phase.STARTING
         self._before_change = self._healing = None
-        ready = self._ready()
+        ready = self._ready(now)
         return [StartFinished(), *ready] if started else ready
 
     def _group_failed(self, event: m.GroupFailed, now: float) -> list[Effect]:
@@ -240,7 +241,7 @@ class Pool:
         if self.phase is Phase.STARTING:
             return self._undo_start(why, now)
         if self.phase is Phase.FORMING:
-            return [Announced(f"{why}; %ddp restart starts anew"), *self._free(), *self._ready()]
+            return [Announced(f"{why}; %ddp restart starts anew"), *self._free(), *self._ready(now)]
         return []
 
     def _preload_failed(self, event: m.PreloadFailed, now: float) -> list[Effect]:
@@ -268,15 +269,19 @@ class Pool:
 
     # -- cells -----------------------------------------------------------------------------------
 
-    def _run(self, event: CellRequested) -> list[Effect]:
+    def _run(self, event: CellRequested, now: float) -> list[Effect]:
         if self.phase is Phase.FORMING and self._next is None:
             self._next = event
             return []
         if refusal := self._refusal(event.targets):
             return [CellRefused(event.cell, refusal)]
         self.phase, self._cell = Phase.RUNNING, RunningCell(event.cell, event.targets)
+        if event.timeout_s:
+            self._cell.limit(event.timeout_s, now)
         members = () if len(event.targets) == len(self.ranks) else event.targets
-        run = m.RunCell(event.cell, event.source, event.awaits, event.shows, members, event.count)
+        run = m.RunCell(
+            event.cell, event.source, event.awaits, event.shows, members, event.count, event.checks
+        )
         return [_tell(event.targets, run)]
 
     def _refusal(self, targets: Sequence[int]) -> str:
@@ -416,10 +421,10 @@ class Pool:
         heal, self._healing = self._healing, None
         if heal is not None:  # without its dead rank there is no group to form; whoever waits in one is freed
             free = [*self._free(), *self._stop_copying(heal)] if self.generation > heal.generation else []
-            return [*kill, *free, StartFinished(heal.failed(why)), *self._ready()]
+            return [*kill, *free, StartFinished(heal.failed(why)), *self._ready(now)]
         free = self._free()
         self.phase, self._deadline = Phase.FORMING, now + FORM_TIMEOUT_S
-        return [*kill, *free, *(self._ready() if self.dead else self._form()), StartFinished(why)]
+        return [*kill, *free, *(self._ready(now) if self.dead else self._form()), StartFinished(why)]
 
     def _stop_copying(self, heal: healing.Healing) -> list[Effect]:
         """A rank that still collects its variables gives up; SIGINT does nothing to one that does not."""
@@ -447,12 +452,12 @@ class Pool:
             return self._undo_start(_start_failure(event, self._healing), now)
         if self.phase is Phase.STOPPING:
             return [] if self.alive else self._stopped()
-        effects = self._died_in_cell(self._cell, event, now) if self._cell else self._died_idle(event)
+        effects = self._died_in_cell(self._cell, event, now) if self._cell else self._died_idle(event, now)
         return effects if self.alive else [*effects, self._lost()]
 
-    def _died_idle(self, event: m.WorkerExited) -> list[Effect]:
+    def _died_idle(self, event: m.WorkerExited, now: float) -> list[Effect]:
         died = self._death(event)
-        return [died, *self._free(), *self._ready()] if self.phase is Phase.FORMING else [died]
+        return [died, *self._free(), *self._ready(now)] if self.phase is Phase.FORMING else [died]
 
     def _lost(self) -> Announced:
         """Nobody is left, and with the ranks all variables are gone."""
@@ -530,7 +535,7 @@ class Pool:
     # -- deadlines -------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> list[Effect]:
-        return [*self._kill_lingering(now), *self._pass_deadline(now)]
+        return [*self._kill_lingering(now), *self._pass_deadline(now), *self._stop_late_cell(now)]
 
     def _kill_lingering(self, now: float) -> list[Effect]:
         """Ranks that were let go have had their time."""
@@ -539,6 +544,17 @@ class Pool:
         self._gone_deadline = None
         late = {state.place.rank for state in self._gone} - set(self.ranks)
         return [_signal(late, signal.SIGKILL, group=True)] if late else []
+
+    def _stop_late_cell(self, now: float) -> list[Effect]:
+        """The cell has had the time that the user gave it: the first steps of an interrupt."""
+        cell = self._cell
+        if cell is None or not cell.is_late(now):
+            return []
+        cell.timeout_at = None
+        if cell.presses:
+            return []
+        cell.late = set(cell.waiting)
+        return self._interrupt(now)
 
     def _pass_deadline(self, now: float) -> list[Effect]:
         if self._deadline is None or now < self._deadline:
@@ -550,7 +566,7 @@ class Pool:
                 return self._undo_start(self._late(limit_s), now)
             case Phase.FORMING:
                 late = self._late(FORM_TIMEOUT_S)
-                return [Announced(f"{late}; %ddp restart starts anew"), *self._ready()]
+                return [Announced(f"{late}; %ddp restart starts anew"), *self._ready(now)]
             case Phase.RUNNING if self._cell and self._cell.kill_sent:
                 return self._give_up_unkillable(self._cell, now)
             case Phase.RUNNING:

@@ -86,10 +86,10 @@ class RankRecord:
         with self._lock:
             return self._log.read(self.rank, stream).decode("utf-8", "replace")
 
-    def note(self, text: str) -> None:
-        """Say something of how the cell is run on this rank; once."""
-        if text not in self.notices:
-            self.notices.append(text)
+    def note(self, text: str, withdrawn: bool = False) -> None:
+        """Say something of how the cell is run on this rank, once; or no more."""
+        if (text in self.notices) == withdrawn:
+            self.notices.remove(text) if withdrawn else self.notices.append(text)
 
     def lose_output(self, why: str) -> None:
         """Output could not be kept: say so, once."""
@@ -218,7 +218,7 @@ class CellRecord:
                 case m.ClearOutput():
                     r.transcript.clear(message.wait)
                 case m.Notice():
-                    r.note(message.text)
+                    r.note(message.text, message.withdrawn)
                 case m.CellFinished():
                     r.error, r.duration_s = message.error, message.duration_s
                     self._end(r, message.verdict)
@@ -312,7 +312,7 @@ def _first_line(r: RankRecord) -> str:
     if r.error is not None:
         first = next(iter(strip(r.error.evalue).strip().splitlines()), "")
         words = f"{strip(r.error.ename)}: {first}" if first else strip(r.error.ename)
-        return words[:300] + line
+        return words[:300] + (line if line not in first else "")  # which may name it itself
     return r.death or {"interrupted": "interrupted", "not-run": "not run"}.get(r.verdict or "", "no answer")
 
 

@@ -20,7 +20,19 @@ class RunningCell:
         """How often the user asked to interrupt it."""
         self.break_sent = self.kill_sent = False
         self.group_broken = False
+        self.timeout_at: float | None = None
+        """When the user wants it to be interrupted."""
+        self.late: set[int] = set()
+        """Whom it still waited for at that time."""
         self._blocked: set[int] = set()
+        self._timeout_s = 0.0
+
+    def limit(self, timeout_s: float, now: float) -> None:
+        """It may take so long from now on."""
+        self._timeout_s, self.timeout_at = timeout_s, now + timeout_s
+
+    def is_late(self, now: float) -> bool:
+        return self.timeout_at is not None and now >= self.timeout_at
 
     def end(self, rank: int, verdict: Verdict, reason: str = "", blocked: bool = False) -> None:
         self.waiting.discard(rank)
@@ -36,4 +48,7 @@ class RunningCell:
         if culprits and not self.presses:
             for rank in self._blocked:
                 self.reasons[rank] = f"blocked by {named(culprits, '-')}"
+        for rank in self.late:
+            if self.verdicts[rank] == "interrupted":
+                self.reasons.setdefault(rank, f"interrupted by --timeout {self._timeout_s:g}")
         return CellEnded(self.cell, self.verdicts, tuple(self.deaths), self.reasons)

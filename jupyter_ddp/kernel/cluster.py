@@ -41,7 +41,7 @@ from jupyter_ddp.kernel.execution import Execution, Follower
 from jupyter_ddp.kernel.front_end import somebody_watches
 from jupyter_ddp.kernel.healing import NOTHING_TO_HEAL, outcome
 from jupyter_ddp.kernel.interrupts import InterruptsTo
-from jupyter_ddp.kernel.limits import check_world_size, usable_cores
+from jupyter_ddp.kernel.limits import check_timeout, check_world_size, usable_cores
 from jupyter_ddp.kernel.rendezvous import Rendezvous
 from jupyter_ddp.kernel.source import PreparedSource, prepare
 from jupyter_ddp.kernel.torch_import import TorchImport
@@ -291,6 +291,8 @@ class Cluster:
         targets: str | Sequence[int] | None = None,
         *,
         check: bool = True,
+        check_collectives: bool = False,
+        timeout_s: float | None = None,
         on_news: Callable[[CellRecord, bool], None] | None = None,
         count: int = 0,
     ) -> CellRecord:
@@ -300,9 +302,14 @@ class Cluster:
         from this thread as output comes, at most ten times a second, and at the end. `count` is the
         notebook's prompt number.
 
+        `check_collectives`: compare each collective's operation, shape and dtype among its ranks before it
+        begins (`%%ddp --check`). `timeout_s`: interrupt the cell when it takes longer.
+
         Raises RankError (which has the record) when the cell did not end well on a rank, unless
         `check` is False; UsageError for source that is no Python, PoolError when the pool cannot run it.
         """
+        if timeout_s is not None:
+            check_timeout(timeout_s)
         prepared = source if isinstance(source, PreparedSource) else prepare(source)
         if self._pool.phase is p.Phase.STOPPED:
             self.start()
@@ -313,7 +320,16 @@ class Cluster:
         self._executions[cell] = execution
         with InterruptsTo(self.interrupt):
             exchange = self._submit(
-                ev.CellRequested(cell, ranks, prepared.source, prepared.awaits, prepared.shows, count)
+                ev.CellRequested(
+                    cell,
+                    ranks,
+                    prepared.source,
+                    prepared.awaits,
+                    prepared.shows,
+                    count,
+                    check_collectives,
+                    timeout_s or 0.0,
+                )
             )
             self._forget_surplus()  # while the ranks are at work
             if self._conditions:

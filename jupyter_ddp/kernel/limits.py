@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import psutil
@@ -24,6 +25,14 @@ def check_world_size(n: int, running: int = 0) -> None:
         raise UsageError(
             f"-n {n}: {n} ranks need about {n * RANK_BYTES / 2**30:.0f} GiB of memory, "
             f"and there is room for {free} here; write -n {max(1, min(free, 4 * usable_cores()))} or so"
+        )
+
+
+def check_timeout(seconds: float) -> None:
+    """Raise UsageError for a time that no cell can be given."""
+    if not 0 < seconds < math.inf:
+        raise UsageError(
+            f"--timeout {seconds:g}: not a time that can pass; write --timeout 60, or leave it out"
         )
 
 

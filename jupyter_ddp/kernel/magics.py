@@ -66,10 +66,13 @@ class DDPMagics(Magics):
     def ddp(self, line: str, cell: str | None = None) -> None:
         """Run a cell on every rank of a persistent pool, or manage the pool.
 
-        %%ddp [-n N] [-t RANKS] [-o NAME] [--backend nccl|gloo|auto] [--devices GPUS]
+        %%ddp [-n N] [-t RANKS] [-o NAME] [--check] [--timeout S] [--backend nccl|gloo|auto] [--devices GPUS]
             -n N            ranks of the pool; started on first use
             -t, --targets   run on some ranks: 0,2-3 or ::2
             -o, --output    bind the cell's record: NAME[2].stdout, .value, .error, .verdict
+            --check         compare each collective among its ranks before it begins: operation,
+                            shape, dtype
+            --timeout       interrupt the cell after so many seconds
             --backend       of a new pool; auto: nccl where each rank has a GPU, else gloo
             --devices       GPUs of a new pool, as in 1,3, or all
         %ddp            the panel: what each rank is and does, and buttons to act on them
@@ -108,7 +111,15 @@ class DDPMagics(Magics):
         prepared = prepare(cell, first_line, self.shell)  # what is no Python starts no pool
         self._ensure_pool(options)
         try:
-            self.cluster.run(prepared, options.targets, check=False, on_news=show, count=count)
+            self.cluster.run(
+                prepared,
+                options.targets,
+                check=False,
+                check_collectives=options.check,
+                timeout_s=options.timeout_s,
+                on_news=show,
+                count=count,
+            )
         finally:
             if record is not None and options.output is not None:
                 self.shell.user_ns[options.output] = record

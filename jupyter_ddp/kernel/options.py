@@ -12,6 +12,7 @@ from msgspec import Struct
 from jupyter_ddp.core.errors import UsageError
 from jupyter_ddp.core.messages import Backend
 from jupyter_ddp.core.topology import parse_devices
+from jupyter_ddp.kernel.limits import check_timeout
 
 SUBCOMMANDS = ("panel", "status", "start", "stop", "restart", "resize", "heal", "interrupt")
 
@@ -37,6 +38,9 @@ class CellOptions(Struct, frozen=True):
     pool: PoolOptions
     targets: str | None = None
     output: str | None = None
+    check: bool = False
+    """Compare every collective among its ranks."""
+    timeout_s: float | None = None
 
 
 class CommandOptions(Struct, frozen=True):
@@ -55,10 +59,13 @@ def parse_cell_line(line: str) -> CellOptions:
     _add_pool_options(parser)
     parser.add_argument("-t", "--targets", metavar="RANKS")
     parser.add_argument("-o", "--output", metavar="NAME")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--timeout", metavar="SECONDS")
     given = _parse(parser, line)
     if given.output is not None and not given.output.isidentifier():
         raise UsageError(f"-o {given.output}: not a name that a variable can have")
-    return CellOptions(_pool_options(given), given.targets, given.output)
+    timeout_s = None if given.timeout is None else _seconds(given.timeout)
+    return CellOptions(_pool_options(given), given.targets, given.output, given.check, timeout_s)
 
 
 def parse_command_line(line: str) -> CommandOptions:
@@ -102,6 +109,15 @@ def _count(text: str) -> int:
     if n < 1:
         raise UsageError(f"-n {text}: a pool has at least one rank; write -n 1 or more")
     return n
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise UsageError(f"--timeout {text}: not a number of seconds; write --timeout 60") from None
+    check_timeout(seconds)
+    return seconds
 
 
 def _split(name: str, line: str) -> list[str]:

@@ -49,11 +49,12 @@ class Connections(Struct, frozen=True):
         return Connections(self.ports - other.ports, self.inodes - other.inodes)
 
 
-def shut_down(these: Connections, store: tuple[str, int]) -> None:
-    """End these connections, those accepted on their ports, and those to the store."""
+def shut_down(these: Connections, store: tuple[str, int], spared: Connections) -> None:
+    """End these connections, those accepted on their ports, and those to the store but the `spared` ones."""
     for fd in _socket_fds():
         with contextlib.suppress(OSError):
-            _shut_down(fd, these, store)
+            if os.fstat(fd).st_ino not in spared.inodes:
+                _shut_down(fd, these, store)
 
 
 def _shut_down(fd: int, these: Connections, store: tuple[str, int]) -> None:

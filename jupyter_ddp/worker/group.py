@@ -58,6 +58,7 @@ class Group:
         self.broken = False
         """The group was broken under whoever waited in it: it will be formed again."""
         self._gloos = Connections()
+        self._spared = Connections()
         self._joining = 0  # calls under way that wait for all members of a group to come
         self._before: Connections | None = None  # what there was before the group that is being made
         self._left_behind: OldGroups | None = None
@@ -86,10 +87,8 @@ class Group:
         self._leave(was_broken)
         self.backend = order.backend
         self.rank, self.world_size = order.place.rank, order.place.world_size
-        host, port = self._address
-        client = TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
         # A generation has its own prefix: on used keys a group would meet those of its predecessor.
-        store = c10d.PrefixStore(f"{self._prefix}/{order.generation}", client)
+        store = self._connect(str(order.generation))
         device = torch.device(order.place.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -109,6 +108,24 @@ class Group:
                 )
         self._left_behind, self.store = None, store
         return time.monotonic() - started
+
+    def _connect(self, prefix: str) -> Any:
+        """A client of the pool's store, of its own, under this prefix."""
+        host, port = self._address
+        client = TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
+        return c10d.PrefixStore(f"{self._prefix}/{prefix}", client)
+
+    @contextlib.contextmanager
+    def watching_store(self, prefix: str) -> Iterator[Any]:
+        """A client for one who never waits in it, and looks at `broken` instead: breaking leaves it whole,
+        since torch writes a stack of its own to stderr where a client ends in the midst of a call."""
+        before = Connections.now()
+        store = self._connect(prefix)
+        self._spared = Connections.now() - before
+        try:
+            yield store
+        finally:
+            self._spared = Connections()
 
     def _leave(self, broken: bool) -> None:
         """End the group, if there is one."""
@@ -175,7 +192,7 @@ class Group:
                     group.abort()
         before = self._before
         new = Connections() if before is None else Connections.now() - before
-        shut_down(self._gloos | new, self._address)
+        shut_down(self._gloos | new, self._address, self._spared)
         knock(new.ports, self.world_size)
 
     def blames_peer(self, error: BaseException) -> bool:

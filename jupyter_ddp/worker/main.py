@@ -25,6 +25,7 @@ from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.journal import PAGE_BYTES, Journal
 from jupyter_ddp.core.kept_states import SHARED_BYTES, KeptStates
 from jupyter_ddp.worker.adoption import Adoption
+from jupyter_ddp.worker.checked_collectives import CheckedCollectives, CollectiveMismatch
 from jupyter_ddp.worker.control import ControlThread
 from jupyter_ddp.worker.group import Group
 from jupyter_ddp.worker.inheritance import Inheritance, introduced
@@ -128,6 +129,7 @@ class Worker:
         self._partial = PartialWorlds()
         self._shell = RankShell.instance()
         self._shell.outbox = outbox
+        self._checked = CheckedCollectives(self._group, self._note, self._shell.is_cell_file)
         self._control = ControlThread(control, outbox, journal, self._group, self._shell.is_cell_file)
         self._seed(begin.surroundings.seed + begin.place.rank)
         self._random = RandomStates(kept)
@@ -138,6 +140,9 @@ class Worker:
         self._note_exits()
         os.register_at_fork(after_in_child=self._after_fork)
         outbox.say(m.WorkerConnected, pid=os.getpid())
+
+    def _note(self, text: str, holds: bool) -> None:
+        self._outbox.say(m.Notice, text=text, withdrawn=not holds)
 
     def _seed(self, seed: int) -> None:
         """Forked ranks have the same generators' states: give each its own."""
@@ -231,11 +236,7 @@ class Worker:
     def _run_guarded(self, order: m.RunCell) -> tuple[str, m.CellError | None]:
         error: m.CellError | None = None
         try:
-            self._gate.open()
-            try:
-                error = self._run_members(order) if order.members else self._shell.run(order)
-            finally:
-                self._gate.close()
+            error = self._run_checked(order) if order.checks else self._run_gated(order)
         except KeyboardInterrupt as stop:
             self._gate.close()  # it may have come just before that was done
             line = cell_line(stop.__traceback__, self._shell.is_cell_file)
@@ -249,12 +250,34 @@ class Worker:
             return "ok", None
         if error.ename == "SystemExit":
             return self._exited(error)
-        raised = self._shell.raised
-        refused = isinstance(raised, RefusedCollective)
-        if raised is not None and not refused and self._group.blames_peer(raised):
+        if self._blames_peer():
             self._group.broken = True
             return "interrupted", error
         return "error", error
+
+    def _blames_peer(self) -> bool:
+        # Not where the cell is run from: that frame is in the exception's traceback, and a reference there
+        # would keep both, and all that the cell's frames refer to, until the next garbage collection.
+        raised = self._shell.raised
+        refused = isinstance(raised, RefusedCollective | CollectiveMismatch)
+        return raised is not None and not refused and self._group.blames_peer(raised)
+
+    def _run_gated(self, order: m.RunCell) -> m.CellError | None:
+        self._gate.open()
+        try:
+            return self._run_members(order) if order.members else self._shell.run(order)
+        finally:
+            self._gate.close()
+
+    def _run_checked(self, order: m.RunCell) -> m.CellError | None:
+        members = order.members or range(self._group.world_size)
+        with self._checked.during(order.cell, members):
+            try:
+                error = self._run_gated(order)
+            finally:
+                self._gate.close()  # nothing interrupts what `during` puts back
+            self._checked.ended_well = error is None or error.ename == "SystemExit"
+        return error
 
     def _run_members(self, order: m.RunCell) -> m.CellError | None:
         if not dist.is_initialized():

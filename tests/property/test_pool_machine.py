@@ -64,6 +64,8 @@ class Judge:
         self.exits: set[tuple[int, int]] = set()
         self.unreported: dict[int, Process] = {}
         self.presses = self.generation = 0
+        self.due: float | None = None
+        """When the running cell's own limit interrupts it."""
         self.broken = False
         self.stops_open = self.starts_open = self.launches_due = 0
         self.wanted = 0
@@ -87,6 +89,8 @@ class Judge:
                 self.cells[event.cell] = event
             case ev.InterruptRequested():
                 self.presses += 1
+            case ev.Ticked() if self.due is not None and self.world.now >= self.due:
+                self.presses, self.due = max(1, self.presses), None
             case m.CellFinished():
                 self.replies.setdefault((event.cell, event.rank), event.verdict)
                 self.broken |= event.group_broken and self.running is not None
@@ -178,6 +182,7 @@ class Judge:
                 assert run.members == (() if len(ranks) == self.wanted else asked.targets)
                 assert not any(self.members[r].exit_heard for r in ranks), "sent to a dead rank"
                 self.running, self.presses, self.broken = asked, 0, False
+                self.due = self.world.now + asked.timeout_s if asked.timeout_s else None
             case m.Tell(_, m.BreakGroup()):
                 self.broken = True
             case m.Tell():
@@ -240,7 +245,7 @@ class Judge:
         assert asked.cell == effect.cell
         assert set(effect.verdicts) == set(asked.targets)
         self._end(effect.cell)
-        self.running = None
+        self.running = self.due = None
         deaths = {exit.rank: exit.pid for exit in effect.deaths}
         assert len(deaths) == len(effect.deaths), "a death told twice"
         for rank, verdict in effect.verdicts.items():
@@ -475,8 +480,8 @@ class World:
         if born := [q for q in self.processes if q.alive and q.pid and not q.unkillable]:
             may += [lambda c: self.die(born[c % len(born)], (9, 11, 256, 0)[c // 4 % 4])] * 2
             may += [lambda c: _spoil(born[c % len(born)], c)]
-        may += [lambda _: self._user_cell(range(self.pool.world_size or 1))] * 8
-        may += [lambda c: self._user_cell([r for r in range(MAX_RANKS) if c >> r & 1])] * 2
+        may += [lambda c: self._user_cell(range(self.pool.world_size or 1), c // 128)] * 8
+        may += [lambda c: self._user_cell([r for r in range(MAX_RANKS) if c >> r & 1], c // 64)] * 2
         may += [lambda c: self.handle(ev.StartRequested(_plan(1 + c % MAX_RANKS), SURROUNDINGS))] * 2
         may += [lambda c: self.handle(ev.ResizeRequested(_plan(1 + c % MAX_RANKS), SURROUNDINGS))] * 4
         may += [lambda c: self.handle(ev.HealRequested(SURROUNDINGS, c // 4 if c % 2 else None))] * 4
@@ -487,9 +492,9 @@ class World:
         may += [self._lose_node]
         return may
 
-    def _user_cell(self, targets: Any) -> None:
+    def _user_cell(self, targets: Any, timeout_s: float) -> None:
         self.cells += 1
-        self.handle(ev.CellRequested(self.cells, tuple(targets), "pass", count=1))
+        self.handle(ev.CellRequested(self.cells, tuple(targets), "pass", count=1, timeout_s=timeout_s))
 
     def _preload(self, _: int) -> None:
         self.preloaded = True

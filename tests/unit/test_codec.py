@@ -27,7 +27,7 @@ SAMPLES: list[m.Message] = [
     m.StartRanks([PLACE], SURROUNDINGS, True),
     m.WatchUsage(1.5),
     m.Usage([m.RankUsage(0, 1 << 25, 0.5, 3, "R"), m.RankUsage(1, 1 << 25, 0.5, 3, "S", 0.9, 5, 6)]),
-    m.Tell([0, 1], m.RunCell(7, "1/0")),
+    m.Tell([0, 1], m.RunCell(7, "1/0", checks=True)),
     m.SignalRanks([0], 2, True),
     m.NodeReady(m.PROTOCOL_VERSION, 99, "höst", [m.Gpu(0, "GPU-1", "H200", 1 << 37)]),
     m.Preloaded("torch", 1.5),
@@ -44,6 +44,7 @@ SAMPLES: list[m.Message] = [
     m.Display(*FROM, data=JSON, metadata="{}", display_id="d", result=True),
     m.ClearOutput(*FROM, wait=True),
     m.Notice(*FROM, text="mind"),
+    m.Notice(*FROM, text="mind", withdrawn=True),
     m.CellFinished(*FROM, verdict="error", duration_s=0.5, error=m.CellError("E", "v", 2, ["tb"])),
 ]
 UNIONS = {"to_rank": m.NodeToRank, "to_node": m.KernelToNode, "from_node": m.NodeToKernel}

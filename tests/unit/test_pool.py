@@ -35,9 +35,9 @@ class Desk:
     def resize(self, n: int) -> list[ev.Effect]:
         return self.handle(ev.ResizeRequested(make_plan(n, []), SURROUNDINGS))
 
-    def run(self, *targets: int) -> list[ev.Effect]:
+    def run(self, *targets: int, timeout_s: float = 0.0) -> list[ev.Effect]:
         self.cells += 1
-        return self.handle(ev.CellRequested(self.cells, targets, "pass", count=7))
+        return self.handle(ev.CellRequested(self.cells, targets, "pass", count=7, timeout_s=timeout_s))
 
     def interrupt(self) -> list[ev.Effect]:
         return self.handle(ev.InterruptRequested())
@@ -529,6 +529,60 @@ def test_a_rank_that_even_sigkill_does_not_end_ends_the_cell(three: Desk) -> Non
     ended = only(three.after(p.KILL_TIMEOUT_S), ev.CellEnded)
     assert ended.verdicts == {0: "died", 1: "unknown"}
     assert ended.reasons == {1: "the system does not end its process 101"}
+
+
+def test_a_cell_over_its_time_is_interrupted_as_by_one_press(three: Desk) -> None:
+    """SIGINT when the time is over, the group broken 2 s later, nobody killed; the reason says why."""
+    three.run(0, 1, 2, timeout_s=60)
+    three.ends(2)
+    assert three.after(59.9) == []
+    assert three.after(0.1) == [interrupts(0, 1)]
+    assert three.after(1.9) == []
+    assert three.after(0.1) == [breaks(1, 0, 1, 2), interrupts(0, 1)]
+    assert three.after(600) == []
+    three.ends(0, "interrupted", broken=True)
+    ended = three.ends(1, "interrupted", broken=True)[-1]
+    assert isinstance(ended, ev.CellEnded)
+    assert ended.reasons == dict.fromkeys((0, 1), "interrupted by --timeout 60")
+
+
+def test_a_cell_that_ends_in_time_leaves_no_deadline(three: Desk) -> None:
+    three.run(0, timeout_s=60)
+    three.ends(0)
+    assert three.pool.next_deadline is None
+    three.run(0)
+    assert three.after(600) == []
+
+
+def test_the_limit_says_nothing_where_the_user_was_first(three: Desk) -> None:
+    """A press before the limit: the limit adds nothing, and is not blamed."""
+    three.run(0, timeout_s=3)
+    three.after(1)
+    three.interrupt()
+    assert three.after(1.9) == []
+    assert breaks(1, 0, 1, 2) in three.after(10)
+    ended = [e for e in three.ends(0, "interrupted") if isinstance(e, ev.CellEnded)]
+    assert ended[0].reasons == {}
+
+
+def test_the_limit_outlives_the_freeing_of_peers(three: Desk) -> None:
+    """A rank that computes on after another has failed is interrupted when its time is over."""
+    three.run(0, 1, timeout_s=20)
+    three.ends(0, "error")
+    assert three.after(5) == [breaks(1, 0, 1, 2)]
+    assert three.after(15) == [interrupts(1)]
+
+
+def test_a_cells_time_begins_when_it_goes_out(three: Desk) -> None:
+    """Not while the group is formed that it waits for."""
+    three.run(0, 1, 2)
+    for rank in range(3):
+        three.ends(rank, "interrupted", broken=True)
+    three.run(0, 1, 2, timeout_s=5)
+    three.after(10)
+    three.forms(0, 1, 2)
+    assert three.after(4.9) == []
+    assert three.after(0.1) == [interrupts(0, 1, 2)]
 
 
 def test_an_interrupt_without_a_cell_does_nothing(three: Desk) -> None:
