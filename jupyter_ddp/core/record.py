@@ -6,8 +6,10 @@ Owns one cell's output. `CellRecord` is what the user holds; `snapshot()` is wha
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
@@ -16,7 +18,7 @@ from msgspec import Struct
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.errors import RankError
 from jupyter_ddp.core.faults import describe_exit
-from jupyter_ddp.core.log import CellLog
+from jupyter_ddp.core.log import QUOTA_BYTES, WITHOUT_FILE_BYTES, CellLog
 from jupyter_ddp.core.terminal import strip
 from jupyter_ddp.core.topology import named
 from jupyter_ddp.core.transcript import Rich, Segment, Transcript
@@ -74,7 +76,10 @@ class RankRecord:
 
     @property
     def stdout(self) -> str:
-        """All that the rank wrote to standard output, by whatever means."""
+        """All that the rank wrote to standard output, by whatever means.
+
+        Beyond the log's quota, head and tail, and a line between them that says how much is missing.
+        """
         return self._read("stdout")
 
     @property
@@ -84,16 +89,16 @@ class RankRecord:
 
     def _read(self, stream: m.Stream) -> str:
         with self._lock:
-            return self._log.read(self.rank, stream).decode("utf-8", "replace")
+            kept = self._log.read(self.rank, stream)
+        if not kept.missing_bytes:
+            return (kept.head + kept.tail).decode("utf-8", "replace")
+        gap = f"\n… {kept.missing_bytes:,} bytes were not kept …\n"
+        return kept.head.decode("utf-8", "replace") + gap + kept.tail.decode("utf-8", "replace")
 
     def note(self, text: str, withdrawn: bool = False) -> None:
         """Say something of how the cell is run on this rank, once; or no more."""
         if (text in self.notices) == withdrawn:
             self.notices.remove(text) if withdrawn else self.notices.append(text)
-
-    def lose_output(self, why: str) -> None:
-        """Output could not be kept: say so, once."""
-        self.note(f"output could not be kept: {why}")
 
     def check_order(self, from_agent: bool, seq: int) -> None:
         """Count what is missing between two messages of one sender."""
@@ -126,8 +131,8 @@ class Snapshot(Struct, frozen=True):
 class CellRecord:
     """What a cell did on each of its ranks: `record[2].stdout`, `.value`, `.error`, `.verdict`.
 
-    `open_file` gives what takes the ranks' whole output; `lock` is held wherever the record changes or
-    is read.
+    `open_file` gives what takes the ranks' output when it is much, `quota_bytes` of it at most; `lock` is
+    held wherever the record changes or is read.
     """
 
     def __init__(
@@ -136,10 +141,12 @@ class CellRecord:
         ranks: Iterable[int],
         open_file: Callable[[], BinaryIO] = io.BytesIO,
         lock: contextlib.AbstractContextManager[object] | None = None,
+        quota_bytes: int = QUOTA_BYTES,
     ) -> None:
         self.cell = cell
         self._lock = contextlib.nullcontext() if lock is None else lock
-        self.log = CellLog(open_file)
+        self.log = CellLog(open_file, quota_bytes)
+        self._quota_bytes = quota_bytes
         self._ranks = {rank: RankRecord(rank, self.log, self._lock) for rank in sorted(ranks)}
         self._ended = 0
         self._dead: list[int] = []
@@ -211,6 +218,8 @@ class CellRecord:
             match message:
                 case m.Output() | m.FdOutput():
                     self.log.append(r.rank, message.stream, message.data)
+                    if self.log.full:
+                        r.note(self._limit())
                     source = "fd" if isinstance(message, m.FdOutput) else "python"
                     r.transcript.write(message.stream, source, message.data)
                 case m.Display():
@@ -222,6 +231,14 @@ class CellRecord:
                 case m.CellFinished():
                     r.error, r.duration_s = message.error, message.duration_s
                     self._end(r, message.verdict)
+
+    def _limit(self) -> str:
+        """What is kept of a cell that has written more than can be."""
+        if (error := self.log.failure) is not None:
+            name = errno.errorcode.get(error.errno or 0, "")
+            why, last = f"{os.strerror(error.errno or 0)} ({name})", WITHOUT_FILE_BYTES // 2**20
+            return f"output can be kept in memory alone, the last {last} MiB: {why}"
+        return f"the cell's log is full ({_size(self._quota_bytes)}): head and tail are kept"
 
     def _fold_display(self, r: RankRecord, message: m.Display) -> None:
         try:
@@ -253,8 +270,10 @@ class CellRecord:
     def die(self, exit: m.WorkerExited) -> None:
         """The rank's process ended before the cell ended on it."""
         with self._lock:
-            self.version += 1
             r = self._ranks[exit.rank]
+            if r.verdict is not None:
+                return
+            self.version += 1
             r.death = describe_exit(exit)
             self._dead.append(exit.rank)
             self._end(r, "died")
@@ -291,6 +310,13 @@ class CellRecord:
         """Let go of the log. Streams read as empty afterwards."""
         with self._lock:
             self.log.close()
+
+
+def _size(n_bytes: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.3g} {unit}"
+    return f"{n_bytes} bytes"
 
 
 def _causes_first(r: RankRecord) -> tuple[int, int]:

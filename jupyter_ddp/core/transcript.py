@@ -33,13 +33,29 @@ class Text:
         self._head_lines = 0
 
     def append(self, text: str) -> None:
-        *whole, rest = (self._open + text).split("\n")
+        text = self._open + text
+        if text.count("\n") > HEAD_LINES + TAIL_LINES + 1:
+            text = self._leave_out(text)
+        *whole, rest = text.split("\n")
         for line in whole:
             self._append_line(overwritten(line) + "\n")
         before, cr, after = rest.rpartition("\r")
         # Each by itself: a cut through the carriage return would mix two drawings of one line.
         self._open = _cut(overwritten(before)) + cr + _cut(overwritten(after))
         self._trim()
+
+    def _leave_out(self, text: str) -> str:
+        """Of a flood, what can be seen: looking at each line takes longer than printing them did."""
+        if not (self._tail or self.omitted_lines):
+            *first, text = text.split("\n", HEAD_LINES + 1)  # one more than the head takes
+            for line in first:
+                self._append_line(overwritten(line) + "\n")
+        left_out, *last = text.rsplit("\n", TAIL_LINES + 1)
+        if last:
+            self.omitted_lines += left_out.count("\n") + 1
+            self.omitted_chars += len(left_out) + 1
+            text = "\n".join(last)
+        return text
 
     def _append_line(self, line: str) -> None:
         line = _cut(line)

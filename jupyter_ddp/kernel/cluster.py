@@ -26,6 +26,7 @@ from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.errors import PoolError, UsageError
 from jupyter_ddp.core.faults import describe_exit
 from jupyter_ddp.core.healing import COPY_TIMEOUT_S, HEAL_TIMEOUT_S
+from jupyter_ddp.core.log import QUOTA_BYTES
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.core.topology import (
     Plan,
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 
 AskedBackend = m.Backend | Literal["auto"]
 RECORDS_KEPT = 20
-_SPOOL_BYTES = 1024 * 1024
 _NODE_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 15.0
 _WAIT_STEP_S = 0.25
@@ -106,7 +106,8 @@ class Cluster:
     `n`: number of ranks; None for one per GPU, else a few. `backend`: "nccl", "gloo", or "auto", which
     chooses; `devices`: which of the visible GPUs to use, () for all. None for either: as before, at first
     "auto" and all. `preload`: modules to import once, before ranks are
-    forked. Nothing is started before `start`, `run` or `with`.
+    forked. `log_quota_bytes`: what is kept of each cell's output. Nothing is started before `start`,
+    `run` or `with`.
     """
 
     def __init__(
@@ -116,8 +117,10 @@ class Cluster:
         backend: AskedBackend | None = None,
         devices: Sequence[int] | None = None,
         preload: Sequence[str] = (),
+        log_quota_bytes: int = QUOTA_BYTES,
     ) -> None:
         self._n, self._backend, self._devices, self._preload = n, backend, devices, tuple(preload)
+        self.log_quota_bytes = log_quota_bytes
         self._pool = p.Pool()
         self._exchange: Exchange | None = None
         self._torch = TorchImport()
@@ -315,7 +318,7 @@ class Cluster:
             self.start()
         ranks = self._targets(targets)
         cell = next(self._cells)
-        record = CellRecord(cell, ranks, _open_spool, threading.RLock())
+        record = CellRecord(cell, ranks, _open_spool, threading.RLock(), self.log_quota_bytes)
         execution = Execution(record, count)
         self._executions[cell] = execution
         with InterruptsTo(self.interrupt):
@@ -616,6 +619,8 @@ class Cluster:
                 self._fold(execution, message)  # type: ignore[arg-type]  # which is what was asked
             return
         match message:
+            case m.WorkerExited():
+                self._note_death(message)
             case m.NodeReady():
                 self._gpus, self._hostname = message.gpus, message.hostname
                 self._node_ready.finish(_version_error(message))
@@ -639,11 +644,18 @@ class Cluster:
             case _:
                 pass  # membership: the pool's own affair
 
+    def _note_death(self, exit: m.WorkerExited) -> None:
+        """In the cell at once: the others may compute for hours yet."""
+        state = self._pool.ranks.get(exit.rank)
+        if state is None or state.pid != exit.pid or exit.rank not in self._pool.running_on:
+            return
+        for execution in list(self._executions.values()):
+            if not execution.done and exit.rank in execution.record.ranks:
+                execution.record.die(exit)
+                execution.tell_at_once()
+
     def _fold(self, execution: Execution, message: m.CellMessage) -> None:
-        try:
-            execution.record.fold(message)
-        except OSError as error:  # the disk is full, or no descriptor is left: the cell goes on
-            execution.record[message.rank].lose_output(os.strerror(error.errno or 0))
+        execution.record.fold(message)
         execution.tell(message)
 
     def _on_effect(self, effect: ev.Effect) -> None:
@@ -683,8 +695,8 @@ class Cluster:
 
 
 def _open_spool() -> BinaryIO:
-    """In memory as long as it is small. It goes with the record, or whatever part of it is still held."""
-    return tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # type: ignore[return-value]  # a BinaryIO but by name
+    """Without a name, so it goes with the record or with this process, however that ends."""
+    return tempfile.TemporaryFile(prefix="jupyter_ddp-", buffering=0)
 
 
 def _wait_for(wait: Callable[[float], bool], limit_s: float) -> None:

@@ -40,6 +40,10 @@ class Execution:
             self.record.note(rank, text)
         else:
             self.record.take_back(rank, text)
+        self.tell_at_once()
+
+    def tell_at_once(self) -> None:
+        """Wake who waits: something is to be shown that no message of a rank says."""
         self._something_shown = True
         self.news.set()
 

@@ -8,9 +8,10 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, magics_class, no_var_expand
 from IPython.display import display
-from traitlets import Enum
+from traitlets import Enum, Int, observe
 
 from jupyter_ddp.core.errors import PoolError, UsageError
+from jupyter_ddp.core.log import QUOTA_BYTES
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.kernel.cluster import Cluster
 from jupyter_ddp.kernel.display import CellDisplay, StartDisplay
@@ -43,9 +44,20 @@ class DDPMagics(Magics):
         help="Show output while a cell runs (live), once at its end (static), or as the front end can.",
     ).tag(config=True)
 
+    log_quota: Any = Int(
+        QUOTA_BYTES,
+        min=0,
+        help="Bytes that are kept of each cell's output; beyond, its head and its tail.",
+    ).tag(config=True)
+
     def __init__(self, shell: InteractiveShell, **kwargs: Any) -> None:
         super().__init__(shell, **kwargs)
-        self._first = self.cluster = Cluster()
+        self._first = self.cluster = Cluster(log_quota_bytes=self.log_quota)
+
+    @observe("log_quota")
+    def _quota_changed(self, change: Any) -> None:
+        if hasattr(self, "cluster"):  # not while it is made
+            self.cluster.log_quota_bytes = change.new
 
     def close(self) -> None:
         """End the pool that the magics started, and the one that they were given."""

@@ -28,7 +28,7 @@ def test_all_ranks_are_killed_in_a_cell(pools: Pools, promised: Stopwatch, n: in
         said = eventually(cluster.announcements, 5)
     assert "killed by SIGKILL" in cell.words
     assert said == ["pool lost: every rank died (killed by SIGKILL); %ddp restart starts anew"]
-    with pytest.raises(PoolError, match=r"^pool lost: ranks? 0.* died: killed by SIGKILL.*%ddp restart$"):
+    with pytest.raises(PoolError, match=r"^pool lost: ranks? 0.* died: killed by SIGKILL.*%ddp heal"):
         cluster.run("1")
     cluster.restart()
     assert cluster.run(REDUCE).ok

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -377,3 +378,45 @@ def test_every_change_and_every_reading_of_output_holds_the_lock(ranks: Ranks) -
         assert lock.entries == before + 1
         assert not lock.held
     assert "rank 0: E" in record.summary()
+
+
+def test_beyond_the_quota_the_text_says_what_is_missing() -> None:
+    """Head and tail with a line between them; a note says so once."""
+    record = CellRecord(1, [0], quota_bytes=10)
+    for piece in (b"abcde", b"fghij", b"klmno"):
+        record.fold(m.Output(0, 1, 1, 0, "stdout", 0, piece))
+    assert record[0].stdout == "abcde\n… 5 bytes were not kept …\nklmno"
+    assert record[0].notices == ["the cell's log is full (10 bytes): head and tail are kept"]
+
+
+def test_without_a_file_the_text_is_kept_in_memory() -> None:
+    """The note names the error and what is kept."""
+
+    def refuse() -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    record = CellRecord(1, [0], refuse)
+    record.fold(m.Output(0, 1, 1, 0, "stdout", 0, b"x" * 3_000_000))
+    assert record[0].stdout == "x" * 3_000_000
+    (note,) = record[0].notices
+    assert note == ("output can be kept in memory alone, the last 16 MiB: No space left on device (ENOSPC)")
+
+
+def test_a_death_is_told_once_and_stays() -> None:
+    """It is folded when it is heard of, while the cell runs, and again at the cell's end."""
+    record = CellRecord(1, [0, 1])
+    record.die(m.WorkerExited(1, 4711, 9, 1, 3, "", 0))
+    version = record.version
+    assert (record[1].verdict, record[1].death) == ("died", "killed by SIGKILL (line 3)")
+    record.die(m.WorkerExited(1, 4711, 9, 1, 3, "", 0))
+    assert record.version == version
+
+
+def test_a_note_can_be_taken_back() -> None:
+    """What held for a while is not on the saved page."""
+    record = CellRecord(1, [0])
+    record.note(0, "stopped")
+    record.note(0, "stopped")
+    assert record[0].notices == ["stopped"]
+    record.take_back(0, "stopped")
+    assert record[0].notices == []
