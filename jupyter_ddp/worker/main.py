@@ -33,7 +33,7 @@ from jupyter_ddp.worker.interrupts import InterruptGate
 from jupyter_ddp.worker.late_imports import WithoutCollections
 from jupyter_ddp.worker.outbox import Outbox
 from jupyter_ddp.worker.partial_world import PartialWorlds, RefusedCollective
-from jupyter_ddp.worker.random_states import RandomStates
+from jupyter_ddp.worker.random_states import RandomStates, python_state_is_readable
 from jupyter_ddp.worker.shell import RankShell
 from jupyter_ddp.worker.streams import Streams
 from jupyter_ddp.worker.surroundings import apply_surroundings, torchrun_environ
@@ -50,6 +50,7 @@ def prepare() -> None:
     """
     shell = RankShell.instance(outbox=_Mute())
     shell.run(m.RunCell(m.NO_CELL, "None\n1\n"))
+    python_state_is_readable()
 
 
 class _Mute:
@@ -132,7 +133,7 @@ class Worker:
         self._checked = CheckedCollectives(self._group, self._note, self._shell.is_cell_file)
         self._control = ControlThread(control, outbox, journal, self._group, self._shell.is_cell_file)
         self._seed(begin.surroundings.seed + begin.place.rank)
-        self._random = RandomStates(kept)
+        self._random = RandomStates(kept, seeded=True)
         if begin.random_states:
             self._random.restore(begin.random_states)
         self._random.keep()

@@ -10,6 +10,7 @@ import random
 import struct
 import sys
 from ctypes import string_at
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,27 +23,34 @@ _WORDS = struct.Struct("=625I")
 _PYTHON_STATE = id(random._inst) + object.__basicsize__  # what random.random is of
 
 
+@cache
+def python_state_is_readable() -> bool:
+    """The state of Python's generator lies where this CPython has it. Asked before ranks are forked."""
+    return _WORDS.unpack(string_at(_PYTHON_STATE, _WORDS.size)) == _python_words()
+
+
 class _States(Struct, frozen=True):
     torch: bytes
     python: bytes
+    """The index, then the state."""
     gauss: float | None
     """The second of the two numbers that random.gauss makes at a time, if it is still to be drawn."""
     numpy: bytes = b""
+    """The state, then the index."""
     numpy_gauss: float | None = None
     cuda: bytes = b""
 
 
 class RandomStates:
-    """What a rank has drawn so far. `kept` is where it is noted."""
+    """What a rank has drawn so far. `kept` is where it is noted. `seeded`: NumPy's generator just was."""
 
-    def __init__(self, kept: KeptStates) -> None:
+    def __init__(self, kept: KeptStates, seeded: bool = False) -> None:
         self._kept = kept
         self._last: tuple[Any, ...] = ()
         self._generator = torch.default_generator
-        self._numpy_stores = False
-        """A number that randn has made and not given yet, which its bit generator knows nothing of."""
-        index, *state = _WORDS.unpack(string_at(_PYTHON_STATE, _WORDS.size))
-        self._readable = (*state, index) == random.getstate()[1]
+        self._numpy = _numpy_state() if seeded else b""
+        self._numpy_gauss: float | None = None
+        """A number that randn has made and not given yet. It is not in the state, and takes long to find."""
 
     def keep(self) -> None:
         """Note the states, if any of them is not what it was."""
@@ -53,55 +61,63 @@ class RandomStates:
 
     def _glance(self) -> tuple[Any, ...]:
         """All that changes when a number is drawn, read in the quickest way there is."""
-        state = self._generator.get_state()
         return (
-            string_at(state.data_ptr(), len(state)),
-            string_at(_PYTHON_STATE, _WORDS.size) if self._readable else random.getstate(),
+            _torch_state(self._generator),
+            _python_state(),
             random._inst.gauss_next,  # type: ignore[attr-defined]  # see above
-            self._glance_at_numpy(),
-            _cuda_state() if torch.cuda.is_initialized() else b"",
+            _numpy_state(),
+            None if self._numpy_gauss is None else _find_numpy_gauss(),
+            _cuda_state(),
         )
-
-    def _glance_at_numpy(self) -> Any:
-        generator = _numpy_global()
-        if generator is None:
-            return None
-        if self._numpy_stores:
-            return _numpy_state()
-        return string_at(generator._bit_generator.ctypes.state_address, _WORDS.size)
 
     def capture(self) -> bytes:
         """All states now."""
-        _, words, gauss = random.getstate()
-        numpy, numpy_gauss = _numpy_state()
-        self._numpy_stores = numpy_gauss is not None
-        state = self._generator.get_state()
-        return msgpack.encode(
-            _States(
-                torch=string_at(state.data_ptr(), len(state)),
-                python=_WORDS.pack(*words),
-                gauss=gauss,
-                numpy=numpy,
-                numpy_gauss=numpy_gauss,
-                cuda=_cuda_state() if torch.cuda.is_initialized() else b"",
-            )
+        numpy = _numpy_state()
+        if numpy != self._numpy or self._numpy_gauss is not None:
+            self._numpy, self._numpy_gauss = numpy, _find_numpy_gauss()
+        states = _States(
+            torch=_torch_state(self._generator),
+            python=_python_state(),
+            gauss=random._inst.gauss_next,  # type: ignore[attr-defined]  # see above
+            numpy=numpy,
+            numpy_gauss=self._numpy_gauss,
+            cuda=_cuda_state(),
         )
+        return msgpack.encode(states)
 
     def restore(self, captured: bytes) -> None:
         """Go on with these."""
         states = msgpack.decode(captured, type=_States)
         self._generator.set_state(_tensor(states.torch))
-        random.setstate((3, _WORDS.unpack(states.python), states.gauss))
+        index, *words = _WORDS.unpack(states.python)
+        random.setstate((3, (*words, index), states.gauss))
         if states.numpy:
             from numpy import random as numpy_random  # the rank before this one had it
 
-            position, *key = _WORDS.unpack(states.numpy)
+            *key, position = _WORDS.unpack(states.numpy)
             gauss = states.numpy_gauss
             state: Any = ("MT19937", key, position, int(gauss is not None), gauss or 0.0)
             numpy_random.set_state(state)
+            self._numpy = b""  # look closely
         if states.cuda:
             torch.cuda.set_rng_state(_tensor(states.cuda))  # when CUDA is initialised, if it is not yet
         self.keep()
+
+
+def _torch_state(generator: torch.Generator) -> bytes:
+    state = generator.get_state()
+    return string_at(state.data_ptr(), len(state))
+
+
+def _python_state() -> bytes:
+    if python_state_is_readable():
+        return string_at(_PYTHON_STATE, _WORDS.size)
+    return _WORDS.pack(*_python_words())
+
+
+def _python_words() -> tuple[int, ...]:
+    *words, index = random.getstate()[1]
+    return (index, *words)
 
 
 def _tensor(data: bytes) -> torch.Tensor:
@@ -109,11 +125,13 @@ def _tensor(data: bytes) -> torch.Tensor:
 
 
 def _cuda_state() -> bytes:
+    if not torch.cuda.is_initialized():
+        return b""
     state = torch.cuda.get_rng_state()
     return string_at(state.data_ptr(), len(state))
 
 
-def _numpy_global() -> Any:
+def _numpy_generator() -> Any:
     """The generator behind numpy.random's functions; None when they were not imported or it is another."""
     module = sys.modules.get("numpy.random.mtrand")
     generator = getattr(module, "_rand", None)
@@ -122,10 +140,15 @@ def _numpy_global() -> Any:
     return generator
 
 
-def _numpy_state() -> tuple[bytes, float | None]:
-    generator = _numpy_global()
+def _numpy_state() -> bytes:
+    """NumPy's `mt19937_state` (numpy/random/src/mt19937/mt19937.h): `uint32_t key[624]`, `int pos`."""
+    generator = _numpy_generator()
+    return b"" if generator is None else string_at(generator._bit_generator.ctypes.state_address, _WORDS.size)
+
+
+def _find_numpy_gauss() -> float | None:
+    generator = _numpy_generator()
     if generator is None:
-        return b"", None
+        return None
     state = generator.get_state(legacy=False)
-    words = _WORDS.pack(state["state"]["pos"], *state["state"]["key"])
-    return words, state["gauss"] if state["has_gauss"] else None
+    return state["gauss"] if state["has_gauss"] else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import timeit
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from jupyter_ddp.core.kept_states import KEPT_BYTES, SLOT_BYTES, KeptStates
 torch = pytest.importorskip("torch")
 numpy_random = pytest.importorskip("numpy.random")
 
+from jupyter_ddp.worker import random_states  # noqa: E402  # it needs torch
 from jupyter_ddp.worker.random_states import RandomStates  # noqa: E402  # it needs torch
 
 DRAWS: dict[str, Callable[[], Any]] = {
@@ -88,13 +90,11 @@ def test_nothing_is_written_where_nothing_was_drawn(region: memoryview) -> None:
     assert bytes(region) == before
 
 
-def test_python_s_state_is_read_where_it_lies(region: memoryview) -> None:
-    """On this Python the quick look works; elsewhere getstate() takes its place, with the same result."""
-    states = RandomStates(KeptStates(region))
-    assert states._readable
-    states._readable = False
-    states.keep()
-    before = KeptStates(region).newest()
-    random.random()
-    states.keep()
-    assert KeptStates(region).newest() != before
+def test_the_states_are_read_where_they_lie(region: memoryview, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this Python and NumPy the quick look sees what the slow one does, which can take its place."""
+    assert random_states.python_state_is_readable()
+    quick = random_states._python_state()
+    monkeypatch.setattr(random_states, "python_state_is_readable", lambda: False)
+    assert random_states._python_state() == quick
+    _, key, position, *_ = numpy_random.get_state()
+    assert random_states._numpy_state() == struct.pack("=625I", *key, position)
