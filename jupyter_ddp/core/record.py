@@ -240,6 +240,13 @@ class CellRecord:
             return f"output can be kept in memory alone, the last {last} MiB: {why}"
         return f"the cell's log is full ({_size(self._quota_bytes)}): head and tail are kept"
 
+    def advise(self, text: str) -> None:
+        """A remark on the cell as a whole, one line, from before it runs."""
+        with self._lock:
+            self.version += 1
+            for r in self:
+                r.note(text)
+
     def _fold_display(self, r: RankRecord, message: m.Display) -> None:
         try:
             data, metadata = json.loads(message.data), json.loads(message.metadata)

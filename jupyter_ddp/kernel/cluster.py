@@ -23,6 +23,7 @@ from msgspec import Struct
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
+from jupyter_ddp.core.advice import remarks
 from jupyter_ddp.core.errors import PoolError, UsageError
 from jupyter_ddp.core.faults import describe_exit
 from jupyter_ddp.core.healing import COPY_TIMEOUT_S, HEAL_TIMEOUT_S
@@ -321,6 +322,9 @@ class Cluster:
         record = CellRecord(cell, ranks, _open_spool, threading.RLock(), self.log_quota_bytes)
         execution = Execution(record, count)
         self._executions[cell] = execution
+        if prepared.tree is not None:
+            size = self._pool.world_size
+            execution.advise(remarks(prepared.source, prepared.tree, ranks, size))
         with InterruptsTo(self.interrupt):
             exchange = self._submit(
                 ev.CellRequested(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.record import CellRecord
@@ -24,6 +24,13 @@ class Execution:
         """There is something to show that was not shown; who shows it clears it."""
         self.ended = threading.Event()
         self._something_shown = False
+
+    def advise(self, lines: Iterable[str]) -> None:
+        """Remarks on the cell, to be shown while it runs."""
+        for line in lines:
+            self.record.advise(line)
+            self._something_shown = True
+            self.news.set()
 
     def tell(self, message: m.CellMessage) -> None:
         """Wake who waits, unless all that happened is that a silent cell ended well on one more rank."""

@@ -14,6 +14,7 @@ from IPython.core.getipython import get_ipython
 from IPython.core.inputtransformer2 import TransformerManager
 from msgspec import Struct
 
+from jupyter_ddp.core.advice import mentions_collective
 from jupyter_ddp.core.errors import UsageError
 
 _ESCAPES = re.compile(r"[%!?]|^\s*(?:[,;/>]|\.\.\.|In ?\[|\[)|\A\s", re.MULTILINE)
@@ -26,12 +27,14 @@ _STATEMENT = re.compile(rf"(?:{'|'.join(keyword.kwlist)})\b")
 class PreparedSource(Struct, frozen=True):
     """Plain Python, with the notebook cell's line numbers.
 
-    `awaits`: it uses top-level await; `shows`: its last statement is an expression.
+    `awaits`: it uses top-level await; `shows`: its last statement is an expression. `tree`: its syntax
+    tree, where it may call a collective.
     """
 
     source: str
     awaits: bool
     shows: bool
+    tree: ast.Module | None = None
 
 
 class _Silence:
@@ -66,7 +69,8 @@ def prepare(cell: str, first_line: int = 1, shell: Any = None) -> PreparedSource
     except (ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"the cell cannot be compiled: {error}; nothing was run") from None
     shows = bool(tree.body) and isinstance(tree.body[-1], ast.Expr)
-    return PreparedSource(source, bool(code.co_flags & inspect.CO_COROUTINE), shows)
+    looked_at = tree if mentions_collective(source) else None
+    return PreparedSource(source, bool(code.co_flags & inspect.CO_COROUTINE), shows, looked_at)
 
 
 def _transformed(cell: str, shell: Any) -> str:

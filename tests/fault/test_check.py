@@ -277,6 +277,20 @@ def test_a_wait_for_others_can_be_interrupted(two: Cluster) -> None:
     two.run(REDUCE)
 
 
+def test_a_remark_stands_while_the_cell_runs(two: Cluster) -> None:
+    """It is there before anything hangs."""
+    seen: list[tuple[tuple[str, ...], str | None]] = []
+
+    def watch(record: CellRecord, done: bool) -> None:
+        seen.append((tuple(record[1].notices), record[1].verdict))
+
+    source = "if rank == 0:\n    dist.barrier()\nimport time; time.sleep(30)"
+    two.run(source, check=False, timeout_s=0.5, on_news=watch)
+    assert "line 2: barrier under" in seen[0][0][0]
+    assert seen[0][1] is None
+    two.run(REDUCE)
+
+
 def test_cells_without_check_are_as_they_were(two: Cluster) -> None:
     """torch's own methods are back, and the store's keys do not grow with the number of collectives."""
     two.run(
@@ -294,8 +308,8 @@ def test_cells_without_check_are_as_they_were(two: Cluster) -> None:
     assert values_of(two.run("count()", "0")) == values_of(keys)
 
 
-def test_check_and_timeout_from_the_magic(fresh: Callable[..., NotebookKernel]) -> None:
-    """The two options of %%ddp, and the one-line errors for bad values."""
+def test_check_timeout_and_remarks_in_a_notebook(fresh: Callable[..., NotebookKernel]) -> None:
+    """The two options of %%ddp, the one-line errors for bad values, and remarks read from the source."""
     nb = fresh()
     nb.start_pool(2)
     cell = nb.bad("%%ddp --check\ndist.all_reduce(torch.ones(4 + rank))")
@@ -305,5 +319,14 @@ def test_check_and_timeout_from_the_magic(fresh: Callable[..., NotebookKernel]) 
     cell = nb.bad("%%ddp --timeout 0.5\nimport time\ntime.sleep(60)")
     assert cell.error == "RankError: ranks 0-1: interrupted by --timeout 0.5 (line 3)"
     assert eventually(lambda: nb.good(f"%%ddp --timeout 60 --check\n{REDUCE}").ok, 1)
+    missing = 'all_reduce under "if rank == 0" is not entered by every rank; the others may hang'
+    for live in (False, True):  # the same when it was watched
+        nb.live = live
+        cell = nb.bad("%%ddp --check\nif rank == 0:\n    dist.all_reduce(torch.ones(1))")
+        assert f"note: line 3: {missing} or fall out of step" in cell.text
+        assert f"line 3: {missing}" in cell.html.replace("&#34;", '"')
+    cell = nb.good("%%ddp -t 0\ntry:\n    dist.barrier()\nexcept RuntimeError:\n    pass")
+    assert "note: line 3: barrier needs every rank, and this cell runs on rank 0 only" in cell.text
+    assert "note" not in nb.good(f"%%ddp\n{REDUCE}\nif rank == 0:\n    print(t)\ndist.barrier()").text
     for bad in ("0", "-1", "nan", "inf", "soon"):
         assert f"--timeout {bad}: not a" in nb.bad(f"%%ddp --timeout {bad}\n1").error
