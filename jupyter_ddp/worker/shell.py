@@ -35,6 +35,8 @@ from jupyter_ddp.worker.cell_code import compile_cell
 from jupyter_ddp.worker.tracebacks import user_traceback
 
 _MAX_ERROR_CHARS = 256 * 1024
+_MAX_TEXT_CHARS = 1024 * 1024
+_MAX_SHOWN_BYTES = 64 * 1024 * 1024
 _FUTURES = functools.reduce(
     operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
@@ -280,12 +282,26 @@ class RankShell(InteractiveShell):
     ) -> None:
         self.outbox.say(
             m.Display,
-            data=_json(data),
+            data=_json(self._bounded(data)),
             metadata=_json(metadata),
             display_id=display_id,
             update=update,
             result=result,
         )
+
+    def _bounded(self, data: dict[str, Any]) -> dict[str, Any]:
+        """What can be sent and shown: of the text its beginning, of the rest what has a sensible size."""
+        text = data.get("text/plain")
+        if isinstance(text, str) and len(text) > _MAX_TEXT_CHARS:
+            rest = f"… ({len(text):,} characters; the rest was left out)"
+            data = {**data, "text/plain": text[:_MAX_TEXT_CHARS] + rest}
+        for kind, value in list(data.items()):
+            if isinstance(value, str | bytes) and len(value) > _MAX_SHOWN_BYTES:
+                data = {other: it for other, it in data.items() if other != kind}
+                limit, size = _MAX_SHOWN_BYTES // 2**20, len(value) // 10**6
+                why = f"{kind} of {size} MB was left out: what is shown may have {limit} MiB"
+                self.outbox.say(m.Notice, text=why)
+        return data
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

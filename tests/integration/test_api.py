@@ -168,6 +168,7 @@ def test_on_news(nb: NotebookKernel) -> None:
     assert any("0\n" in text and "3" not in text for text, done in heard if not done)
 
 
+@pytest.mark.promise("of many threads that run cells one runs, the others are told `busy`")
 @pytest.mark.parametrize("n", [2, 30])
 def test_threads(nb: NotebookKernel, n: int) -> None:
     """Of many threads that run cells at once one runs at a time; the others are told `busy`; none hangs."""

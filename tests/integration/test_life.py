@@ -40,6 +40,7 @@ def test_status(nb: NotebookKernel) -> None:
     assert nb.good("%ddp status").text.splitlines()[0] == "4 ranks, gloo, ready"
 
 
+@pytest.mark.promise("a notebook run again from the top finds its pool")
 def test_run_again_from_the_top(nb: NotebookKernel) -> None:
     """Loading the extension and starting the pool again keeps the pool as it is."""
     before = nb.rank_pids()
@@ -108,6 +109,7 @@ def test_stop_and_start(nb: NotebookKernel) -> None:
     assert nb.ranks(REDUCE).values == [4.0] * 4
 
 
+@pytest.mark.promise("children of ranks end with the pool, in sessions of their own too", bound_s=2)
 def test_stop_ends_children_of_ranks(nb: NotebookKernel) -> None:
     """Children that a rank's cell started end with the pool, in sessions of their own too."""
     nb.ranks(
@@ -188,6 +190,7 @@ def test_interrupt_in_a_blocked_collective(nb: NotebookKernel) -> None:
     assert nb.rank_pids() == before
 
 
+@pytest.mark.promise("interrupt: with DataLoader workers, which are reaped")
 def test_interrupt_with_data_loader_workers(nb: NotebookKernel) -> None:
     """With DataLoader workers running, the rank is interrupted and its children are reaped."""
     nb.ranks(
@@ -357,6 +360,7 @@ def _with_pool(fresh: Callable[..., NotebookKernel]) -> tuple[NotebookKernel, li
     return kernel, processes
 
 
+@pytest.mark.promise("the notebook kernel is killed: no process is left, whatever ranks do", bound_s=2)
 @pytest.mark.parametrize(
     "busy", ["", "import ctypes; ctypes.PyDLL(None).sleep(300)"], ids=["idle", "holding the GIL"]
 )
@@ -370,6 +374,7 @@ def test_kernel_killed(fresh: Callable[..., NotebookKernel], busy: str) -> None:
     eventually(lambda: not kernel.others(), GONE_S, f"the end of {kernel.others()}")
 
 
+@pytest.mark.promise("a notebook kernel that forked is killed: no process of ours is left", bound_s=2)
 def test_kernel_that_forked_is_killed(fresh: Callable[..., NotebookKernel]) -> None:
     """A child that the notebook kernel forked holds its descriptors open; the ranks end all the same."""
     kernel, processes = _with_pool(fresh)
@@ -383,6 +388,7 @@ def test_kernel_that_forked_is_killed(fresh: Callable[..., NotebookKernel]) -> N
     os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.promise("the notebook kernel is shut down: no process of ours is left", bound_s=2)
 def test_kernel_shut_down(fresh: Callable[..., NotebookKernel]) -> None:
     """A regular shutdown leaves none either, 2 s after the kernel's own process has ended."""
     kernel, processes = _with_pool(fresh)
@@ -392,6 +398,7 @@ def test_kernel_shut_down(fresh: Callable[..., NotebookKernel]) -> None:
     eventually(lambda: not set(processes) & set(tagged(kernel.tag)), GONE_S)
 
 
+@pytest.mark.promise("the notebook kernel is restarted: the old ranks are gone", bound_s=2)
 def test_kernel_restarted(fresh: Callable[..., NotebookKernel]) -> None:
     """After a restart the old ranks are gone, and the notebook runs again from the top."""
     kernel, processes = _with_pool(fresh)
@@ -401,6 +408,7 @@ def test_kernel_restarted(fresh: Callable[..., NotebookKernel]) -> None:
     assert kernel.ranks(REDUCE).values == [2.0] * 2
 
 
+@pytest.mark.promise("the end of one notebook kernel leaves the pool of another alone")
 def test_two_kernels(fresh: Callable[..., NotebookKernel], nb: NotebookKernel) -> None:
     """The end of one kernel and its pool leaves another's alone."""
     before = nb.rank_pids()
@@ -415,6 +423,7 @@ def test_two_kernels(fresh: Callable[..., NotebookKernel], nb: NotebookKernel) -
     assert nb.rank_pids() == before
 
 
+@pytest.mark.promise("`%unload_ext` ends every process; twice is harmless", bound_s=5)
 def test_unload_ext(nb: NotebookKernel) -> None:
     """`%unload_ext` ends all processes within 5 s; twice is harmless; it can be loaded again."""
     nb.good("%unload_ext jupyter_ddp", 5)

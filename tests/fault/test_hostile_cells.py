@@ -1,0 +1,175 @@
+"""Cells that harm what they run in: hostile objects, forks, streams, handlers, clocks, descriptors."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from tests.fault.pools import REDUCE, Pools, RunningCell, pids_of, run_to_failure, values_of
+from tests.promises import Stopwatch
+
+CLASS = "class Hostile:\n    def {}"
+HOSTILE = {
+    "a repr that raises": (CLASS.format("__repr__(self): raise ValueError('none')"), "ValueError: none"),
+    "a repr that is no text": (CLASS.format("__repr__(self): return 5"), "TypeError: __repr__ returned"),
+    "a repr that exits": (CLASS.format("__repr__(self): raise SystemExit(4)"), r"sys.exit\(4\)"),
+    "HTML that raises": (CLASS.format("_repr_html_(self): raise KeyError('x')"), "KeyError: 'x'"),
+}
+HARMLESS = {
+    "a reduce that aborts": CLASS.format("__reduce__(self): import os; os.abort()"),
+    "a mimebundle of nonsense": CLASS.format("_repr_mimebundle_(self, **_): return {'text/plain': object()}"),
+    "attributes that raise": CLASS.format("__getattr__(self, name): raise RuntimeError(name)"),
+    "a finalizer that raises": CLASS.format("__del__(self): raise RuntimeError('in the end')"),
+}
+
+
+@pytest.mark.promise("an object with a hostile repr is an ordinary error of the cell", bound_s=3)
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_repr(pools: Pools, promised: Stopwatch, what: str) -> None:
+    """The cell fails with what the object raised; the rank lives and goes on."""
+    cluster = pools.of(2)
+    source, told = HOSTILE[what]
+    pids = pids_of(cluster)
+    with promised():
+        words, _ = run_to_failure(cluster, f"{source}\nHostile()")
+    assert words.startswith("ranks 0-1: ")
+    assert re.search(told, words), words
+    assert pids_of(cluster) == pids
+    assert cluster.run(REDUCE).ok
+
+
+def test_a_repr_without_end(pools: Pools) -> None:
+    """A thousand frames take a while to be made readable, and are then an ordinary error."""
+    cluster = pools.of(2)
+    words, _ = run_to_failure(cluster, f"{CLASS.format('__repr__(self): return repr(self)')}\nHostile()")
+    assert words.startswith("ranks 0-1: RecursionError")
+    assert cluster.run(REDUCE).ok
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_a_hostile_object(pools: Pools, what: str) -> None:
+    """Nothing is pickled, and nothing of the object is needed but its repr."""
+    cluster = pools.of(2)
+    assert cluster.run(f"{HARMLESS[what]}\nHostile()").ok
+    assert cluster.run(REDUCE).ok
+
+
+@pytest.mark.promise("a huge repr is cut, and says so", bound_s=3)
+@pytest.mark.parametrize("n", [2])
+def test_a_huge_repr(pools: Pools, promised: Stopwatch, n: int) -> None:
+    """Of 300 MB of text a megabyte is shown and kept, with how much there was."""
+    cluster = pools.of(n)
+    with promised():
+        record = cluster.run("class Huge:\n    def __repr__(self): return 'x' * 300_000_000\nHuge()", "1")
+    value = record[1].value
+    assert value is not None
+    assert len(value.text) < 1_100_000
+    assert value.text.endswith("… (300,000,000 characters; the rest was left out)")
+
+
+def test_a_huge_picture(pools: Pools) -> None:
+    """What is no text cannot be cut: it is left out, and a note says how large it was."""
+    cluster = pools.of(2)
+    record = cluster.run(
+        "from IPython.display import display\n"
+        "display({'text/plain': 'a map', 'text/html': 'x' * 100_000_000}, raw=True)",
+        "1",
+    )
+    assert record[1].notices == ["text/html of 100 MB was left out: what is shown may have 64 MiB"]
+
+
+@pytest.mark.promise("an exception with a huge or raising text is an ordinary error of the cell", bound_s=3)
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("return 'z' * 100_000_000", "E: zzz"),
+        ("raise ValueError", "E: (its text could not be made: ValueError)"),
+    ],
+)
+def test_a_hostile_exception(pools: Pools, promised: Stopwatch, text: str, told: str) -> None:
+    """Its name is told, and of its text what there is room for."""
+    cluster = pools.of(2)
+    with promised():
+        words, _ = run_to_failure(cluster, f"class E(Exception):\n    def __str__(self): {text}\nraise E()")
+    assert words.startswith(f"ranks 0-1: {told}")
+    assert len(words) < 1000
+
+
+FORKS = {
+    "that leaves": "if not pid:\n    print('child'); os._exit(0)",
+    "that exits": "if not pid:\n    print('child'); sys.exit(3)",
+    "that raises": "if not pid:\n    print('child'); 1 / 0",
+    "that runs the cell's rest": "if not pid:\n    print('child')",
+    "that crashes": "if not pid:\n    print('child'); os.abort()",
+    "that closes everything": "if not pid:\n    os.write(1, b'child\\n'); os.closerange(0, 99); os._exit(0)",
+}
+
+
+@pytest.mark.promise("a cell that forks: the child harms neither the rank nor the group", bound_s=3)
+@pytest.mark.parametrize("child", FORKS)
+def test_a_fork(pools: Pools, promised: Stopwatch, child: str) -> None:
+    """The child's words are the cell's; then all_reduce works, in the same cell and the next."""
+    cluster = pools.of(2)
+    pids = pids_of(cluster)
+    with promised():
+        record = cluster.run(
+            f"import os, sys\npid = os.fork()\n{FORKS[child]}\nelse:\n    os.waitpid(pid, 0)\n    {REDUCE}"
+        )
+    assert [r.stdout for r in record] == ["child\n"] * 2
+    assert pids_of(cluster) == pids
+    assert cluster.run(REDUCE).ok
+
+
+def test_a_cells_changes_to_its_process(pools: Pools) -> None:
+    """stdout and SIGINT are restored for the next cell; directory, environment, other handlers persist."""
+    cluster = pools.of(2)
+    cluster.run(
+        "import io, os, signal, sys\n"
+        "sys.stdout = sys.stderr = io.StringIO(); sys.displayhook = print\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGUSR1, signal.SIG_IGN)\n"
+        "os.chdir('/usr'); os.environ['MINE'] = 'kept'"
+    )
+    record = cluster.run(
+        "print('heard'); (os.getcwd(), os.environ['MINE'], signal.getsignal(signal.SIGUSR1) == 1)"
+    )
+    assert values_of(record) == dict.fromkeys(range(2), "('/usr', 'kept', True)")
+    assert [r.stdout for r in record] == ["heard\n"] * 2
+    cell = RunningCell(
+        cluster, "signal.signal(signal.SIGINT, signal.default_int_handler)\nprint('on')\nwhile 1: 1"
+    )
+    cell.until("on")
+    cluster.interrupt()
+    cell.end(3)
+    assert "interrupted" in cell.words
+
+
+@pytest.mark.promise("a jump of the clock changes nothing")
+def test_a_clock_jump(pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`time.time` an hour ahead, then an hour back, in the notebook kernel and on a rank."""
+    cluster = pools.of(2)
+    real = time.time
+    cluster.run("import time; real = time.time")
+    for jump in (3600, -3600):
+        monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
+        cluster.run(f"time.time = lambda: real() + {jump}", "1")
+        record = cluster.run(f"print('on'); {REDUCE}")
+        assert all(r.duration_s is not None and r.duration_s < 30 for r in record)
+        cell = RunningCell(cluster, "print('on'); time.sleep(60)")
+        cell.until("on")
+        cluster.interrupt()
+        cell.end(5)
+    monkeypatch.undo()
+    cluster.restart()
+
+
+@pytest.mark.promise("a cell that tears its own link to the pool loses that rank alone", bound_s=3)
+def test_a_cell_that_closes_all_descriptors(pools: Pools, promised: Stopwatch) -> None:
+    """The rank is lost and named; the other keeps its variables."""
+    cluster = pools.of(2)
+    cluster.run("kept = 5")
+    with promised():
+        words, _ = run_to_failure(cluster, f"import os\nif rank: os.closerange(3, 300)\n{REDUCE}")
+    assert words.startswith("rank 1: "), words
+    assert values_of(cluster.run("kept", "0")) == {0: "5"}
