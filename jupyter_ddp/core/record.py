@@ -52,8 +52,8 @@ class RankRecord:
 
     # Slots: a cell on many ranks makes many of these, and lets go of as many.
     __slots__ = (
-        "_lock", "_log", "_next_seq", "death", "duration_s", "ended_after", "error", "lost_messages",
-        "notices", "rank", "transcript", "value", "verdict",
+        "_lock", "_log", "_next_seq", "changed_at", "death", "duration_s", "ended_after", "error",
+        "lost_messages", "notices", "rank", "transcript", "value", "verdict",
     )  # fmt: skip
 
     def __init__(self, rank: int, log: CellLog, lock: contextlib.AbstractContextManager[object]) -> None:
@@ -69,6 +69,8 @@ class RankRecord:
         self.ended_after = 0
         """How many ranks had ended when this one did: the first to fail is the likeliest cause."""
         self.notices: list[str] = []
+        self.changed_at = 0
+        """The record's version when this rank's part last changed."""
         self.transcript = Transcript()
         self.lost_messages = 0
         self._log, self._lock = log, lock
@@ -99,6 +101,11 @@ class RankRecord:
         """Say something of how the cell is run on this rank, once; or no more."""
         if (text in self.notices) == withdrawn:
             self.notices.remove(text) if withdrawn else self.notices.append(text)
+
+    @property
+    def own_error(self) -> m.CellError | None:
+        """The rank's error, unless it was blocked by another: then the group was taken from under it."""
+        return None if self.verdict == "interrupted" and self.death else self.error
 
     def check_order(self, from_agent: bool, seq: int) -> None:
         """Count what is missing between two messages of one sender."""
@@ -214,6 +221,7 @@ class CellRecord:
             if r is None:
                 return
             self.version += 1
+            r.changed_at = self.version
             r.check_order(isinstance(message, m.FdOutput), message.seq)
             match message:
                 case m.Output() | m.FdOutput():
@@ -265,12 +273,14 @@ class CellRecord:
         """Say of a rank what no message of its own says."""
         with self._lock:
             self.version += 1
+            self._ranks[rank].changed_at = self.version
             self._ranks[rank].note(text)
 
     def take_back(self, rank: int, text: str) -> None:
         """What was said of a rank holds no more."""
         with self._lock:
             self.version += 1
+            self._ranks[rank].changed_at = self.version
             notices = self._ranks[rank].notices
             notices[:] = [notice for notice in notices if notice != text]
 
@@ -281,6 +291,7 @@ class CellRecord:
             if r.verdict is not None:
                 return
             self.version += 1
+            r.changed_at = self.version
             r.death = describe_exit(exit)
             self._dead.append(exit.rank)
             self._end(r, "died")
@@ -290,6 +301,7 @@ class CellRecord:
         with self._lock:
             self.version += 1
             r = self._ranks[rank]
+            r.changed_at = self.version
             line = f" (line {r.error.line})" if r.error and r.error.line and verdict == "interrupted" else ""
             r.death = why + line
             self._end(r, verdict)
@@ -307,6 +319,12 @@ class CellRecord:
         return all(
             r.verdict in (None, "ok") and not (r.transcript or r.error or r.death or r.notices) for r in self
         )
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Nothing is folded meanwhile: for a view that reads what is new in place, without a copy."""
+        with self._lock:
+            yield
 
     def snapshot(self) -> Snapshot:
         """An immutable copy of what there is to show."""
@@ -333,9 +351,7 @@ def _causes_first(r: RankRecord) -> tuple[int, int]:
 
 
 def _snapshot(r: RankRecord) -> RankSnapshot:
-    # A rank that was blocked by another has an error only because the group was taken from under it.
-    error = None if r.verdict == "interrupted" and r.death else r.error
-    return RankSnapshot(r.rank, r.verdict, r.transcript.copy(), error, r.death, tuple(r.notices))
+    return RankSnapshot(r.rank, r.verdict, r.transcript.copy(), r.own_error, r.death, tuple(r.notices))
 
 
 def _first_line(r: RankRecord) -> str:

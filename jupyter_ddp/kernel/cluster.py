@@ -39,7 +39,7 @@ from jupyter_ddp.core.topology import (
 from jupyter_ddp.core.usage import UsageBook
 from jupyter_ddp.kernel.conditions import Conditions, stopped_note
 from jupyter_ddp.kernel.exchange import Exchange
-from jupyter_ddp.kernel.execution import Execution, Follower
+from jupyter_ddp.kernel.execution import Execution, Follower, OnNews
 from jupyter_ddp.kernel.front_end import somebody_watches
 from jupyter_ddp.kernel.healing import NOTHING_TO_HEAL, outcome
 from jupyter_ddp.kernel.interrupts import InterruptsTo
@@ -297,14 +297,14 @@ class Cluster:
         check: bool = True,
         check_collectives: bool = False,
         timeout_s: float | None = None,
-        on_news: Callable[[CellRecord, bool], None] | None = None,
+        on_news: OnNews | None = None,
         count: int = 0,
     ) -> CellRecord:
         """Run a cell's source on the ranks, and wait for its end; start the pool if there is none.
 
         `targets`: ranks, as "0,2-3", "::2" or numbers; None for all. `on_news(record, done)` is called
-        from this thread as output comes, at most ten times a second, and at the end. `count` is the
-        notebook's prompt number.
+        from this thread as output comes, at most ten times a second (where it returns True, without more
+        output too), and at the end. `count` is the notebook's prompt number.
 
         `check_collectives`: compare each collective's operation, shape and dtype among its ranks before it
         begins (`%%ddp --check`). `timeout_s`: interrupt the cell when it takes longer.
@@ -372,7 +372,7 @@ class Cluster:
         self,
         execution: Execution,
         exchange: Exchange,
-        on_news: Callable[[CellRecord, bool], None] | None,
+        on_news: OnNews | None,
     ) -> None:
         """Until the cell has ended everywhere."""
         follow = Follower(execution, exchange.wait, on_news)

@@ -7,36 +7,67 @@ thread that runs the magic.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from IPython.display import DisplayHandle, display
 
 from jupyter_ddp.core.record import CellRecord
+from jupyter_ddp.kernel.live import LiveView, LiveViews
 from jupyter_ddp.view.bundle import bundle
 from jupyter_ddp.view.status import RankLine, progress_text
 
 
 class CellDisplay:
-    """One display id from the first output to the static page that is saved."""
+    """One display id from the first output to the static page that is saved.
 
-    def __init__(self, live: bool) -> None:
-        self._live = live
+    Live, it is a widget that is told what is new; in a front end that has none, the page as it is so far.
+    """
+
+    def __init__(self, live: bool, views: LiveViews) -> None:
+        self._live, self._views = live, views
         self._handle: DisplayHandle | None = None
+        self._view: LiveView | None = None
         self._shown_version = -1
 
-    def show(self, record: CellRecord, done: bool) -> None:
-        """Called as news of the cell comes (at most ten times a second), and at its end."""
-        if not done and (not self._live or record.version == self._shown_version):
-            return
+    def show(self, record: CellRecord, done: bool) -> bool:
+        """Called as news of the cell comes (at most ten times a second), and at its end.
+
+        True: not all was told, so it is to be called again though no more news comes.
+        """
+        if done:
+            self._end(record)
+        elif self._live and not record.silent:
+            self._show(record)
+        return self._view is not None and not done and self._view.behind
+
+    def _show(self, record: CellRecord) -> None:
+        if self._view is not None:
+            self._view.tell()
+        elif self._handle is None:
+            self._open(record)
+        elif record.version != self._shown_version:
+            self._handle.update(bundle(record.snapshot(), live=True), raw=True)
         self._shown_version = record.version
+
+    def _open(self, record: CellRecord) -> None:
+        page: dict[str, Any] = dict(bundle(record.snapshot(), live=True))
+        metadata: dict[str, Any] = {}
+        self._view = self._views.open(record)
+        if self._view is not None:
+            widget, metadata = self._view.bundle()
+            page = {**widget, **page}
+        self._handle = display(page, metadata=metadata, raw=True, display_id=True)
+
+    def _end(self, record: CellRecord) -> None:
         if record.silent and self._handle is None:
             return
-        page = bundle(record.snapshot(), live=not done)
-        if self._handle is not None:
-            self._handle.update(page, raw=True)
-        elif self._live and not done:
-            self._handle = display(page, raw=True, display_id=True)
-        else:
+        page = bundle(record.snapshot())
+        if self._handle is None:
             display(page, raw=True)
+        else:
+            self._handle.update(page, raw=True)
+        if self._view is not None:
+            self._views.end(self._view)
 
 
 class StartDisplay:

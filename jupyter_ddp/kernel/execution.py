@@ -12,6 +12,10 @@ Wait = Callable[[threading.Event, float], bool]
 """Waits for an event, so many seconds at most; True when it is set."""
 
 
+OnNews = Callable[[CellRecord, bool], object]
+"""Is told of a cell's record, and whether the cell has ended. True: there is more to tell than it could."""
+
+
 class Execution:
     """One cell while it runs: its record, and the news of it."""
 
@@ -70,9 +74,7 @@ class Follower:
     """A cell that ends this soon after its first output is shown once, at its end."""
     INTERVAL_S = 0.1
 
-    def __init__(
-        self, execution: Execution, wait: Wait, on_news: Callable[[CellRecord, bool], None] | None
-    ) -> None:
+    def __init__(self, execution: Execution, wait: Wait, on_news: OnNews | None) -> None:
         self._execution, self._wait, self._on_news = execution, wait, on_news
         self._pause_s = self.FIRST_S
 
@@ -85,4 +87,5 @@ class Follower:
             execution.news.clear()
             if not execution.done and not self._wait(execution.ended, self._pause_s):
                 self._pause_s = self.INTERVAL_S
-                self._on_news(execution.record, False)
+                if self._on_news(execution.record, False) is True:
+                    execution.news.set()

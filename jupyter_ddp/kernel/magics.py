@@ -18,6 +18,7 @@ from jupyter_ddp.kernel.display import CellDisplay, StartDisplay
 from jupyter_ddp.kernel.front_end import request as front_end_request
 from jupyter_ddp.kernel.front_end import somebody_watches
 from jupyter_ddp.kernel.limits import check_world_size
+from jupyter_ddp.kernel.live import LiveViews
 from jupyter_ddp.kernel.options import (
     CellOptions,
     CommandOptions,
@@ -53,6 +54,7 @@ class DDPMagics(Magics):
     def __init__(self, shell: InteractiveShell, **kwargs: Any) -> None:
         super().__init__(shell, **kwargs)
         self._first = self.cluster = Cluster(log_quota_bytes=self.log_quota)
+        self._views = LiveViews()
 
     @observe("log_quota")
     def _quota_changed(self, change: Any) -> None:
@@ -63,6 +65,7 @@ class DDPMagics(Magics):
         """End the pool that the magics started, and the one that they were given."""
         self._first.close()
         self.cluster.close()
+        self._views.close()
 
     @cell_magic
     @no_var_expand
@@ -113,12 +116,12 @@ class DDPMagics(Magics):
         request = front_end_request()
         first_line, count = self._place_of_cell(cell, request.get("code", ""))
         record: CellRecord | None = None
-        screen = CellDisplay(self._is_live(request))
+        screen = CellDisplay(self._is_live(request), self._views)
 
-        def show(news: CellRecord, done: bool) -> None:
+        def show(news: CellRecord, done: bool) -> bool:
             nonlocal record
             record = news
-            screen.show(news, done)
+            return screen.show(news, done)
 
         prepared = prepare(cell, first_line, self.shell)  # what is no Python starts no pool
         self._ensure_pool(options)

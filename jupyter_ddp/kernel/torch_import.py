@@ -25,6 +25,7 @@ class TorchImport:
         try:
             importlib.import_module("torch.distributed")
             importlib.import_module("jinja2")  # for the first cell that shows something
+            importlib.import_module("anywidget")  # and for the first that does so while it runs
         except ImportError:
             pass  # the user's own import, or the pool's start, will say so where it is read
 

@@ -86,7 +86,7 @@ def _blocks(group: Group) -> Iterator[Block]:
             yield block
     if rank.error is not None and rank.verdict != "interrupted":
         anything = True
-        yield Lines("traceback", _traceback(rank.error))
+        yield Lines("traceback", traceback(rank.error))
     if rank.verdict == "died" or (rank.death and anything and rank.verdict != "interrupted"):
         yield Lines("cause", wording.cause(group))
 
@@ -102,7 +102,7 @@ def _block(segment: Segment) -> Block | None:
     return Lines("value", drawn) if strip(drawn) else None
 
 
-def _traceback(error: CellError) -> str:
+def traceback(error: CellError) -> str:
     """The traceback as the rank's shell formatted it; without one, the exception alone."""
     text = "\n".join(error.traceback).strip("\n")
     if strip(text).strip():

@@ -11,7 +11,7 @@ from functools import partial
 from jupyter_ddp.core.record import Snapshot
 from jupyter_ddp.view import page, text, wording
 from jupyter_ddp.view.blocks import shown
-from jupyter_ddp.view.fitting import LIVE, STATIC, fit
+from jupyter_ddp.view.fitting import LIVE, STATIC, STATIC_TEXT, fit
 
 MAX_LIVE_CHARS = LIVE.chars + LIVE.media_chars
 """The most that the HTML of a running cell takes."""
@@ -28,6 +28,6 @@ def bundle(snapshot: Snapshot, live: bool = False) -> dict[str, str]:
     groups = shown(snapshot)
     limits = LIVE if live else STATIC
     return {
-        "text/plain": text.write(groups, limits, wording.notes(snapshot)),
+        "text/plain": text.write(groups, LIVE if live else STATIC_TEXT, wording.notes(snapshot)),
         "text/html": fit(groups, limits, partial(page.write, snapshot=snapshot, live=live)),
     }

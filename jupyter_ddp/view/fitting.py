@@ -18,8 +18,12 @@ GROUP_CHARS = 200
 """The least that a group takes, about, with the markup of one piece."""
 
 
+LINE_CHARS = 14
+"""What each line takes in a notebook's file besides its characters: a line of JSON with its indentation."""
+
+
 class Limits(NamedTuple):
-    """Characters of a page: of its text with all markup, and of images and HTML beside that."""
+    """Characters of a page in a notebook's file: of its text with all markup, and of media beside that."""
 
     chars: int
     media_chars: int
@@ -29,9 +33,10 @@ class Limits(NamedTuple):
 
 
 STATIC = Limits(
-    1_000_000, 10_000_000, 1 / 3, "Shortened to keep the notebook small; the cell's record has it all."
+    500_000, 10_000_000, 1 / 3, "Shortened to keep the notebook small; the cell's record has it all."
 )
-"""A thousand ranks that all differ stay below 1 MB; figures are the user's own, and may take more."""
+STATIC_TEXT = STATIC._replace(chars=300_000)
+"""Together below 1 MB, though a thousand ranks differ; figures are the user's own, and may take more."""
 LIVE = Limits(28_000, 12_000, 0.0, "Shortened while the cell runs.")
 """Together 40,000: a live page is sent again up to ten times a second."""
 
@@ -63,7 +68,7 @@ def _write_less(shown: list[Shown], limits: Limits, write: Callable[[Page], str]
         if _fits(shortest, least, limits) or most <= 1:
             break
         most //= 2
-    fixed = len(shortest) - _kept_media_chars(least)
+    fixed = saved_chars(shortest) - _kept_media_chars(least)
     room = min(sum(map(_text_chars, shown)), int(0.9 * (limits.chars - fixed)))
     for _ in range(5):
         page = _page(shown, limits, room, most)
@@ -71,13 +76,18 @@ def _write_less(shown: list[Shown], limits: Limits, write: Callable[[Page], str]
         if _fits(text, page, limits):
             return text
         # Escapes and colours make text longer, by a factor that this try has shown.
-        grown = max(1, len(text) - _kept_media_chars(page) - fixed)
+        grown = max(1, saved_chars(text) - _kept_media_chars(page) - fixed)
         room = int(0.9 * room * min(1.0, (limits.chars - fixed) / grown))
     return shortest
 
 
 def _fits(text: str, page: Page, limits: Limits) -> bool:
-    return len(text) - _kept_media_chars(page) <= limits.chars
+    return saved_chars(text) - _kept_media_chars(page) <= limits.chars
+
+
+def saved_chars(text: str) -> int:
+    """About what a text takes in a notebook's file."""
+    return len(text) + LINE_CHARS * text.count("\n")
 
 
 def _kept_media_chars(page: Page) -> int:

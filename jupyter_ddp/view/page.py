@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_STYLED_GROUPS = 32
 """More groups than these are shown without decoration, which would be most of the page."""
+MAX_UNFOLDED = 32
+"""More groups than these are folded, but for those that failed: laying them out takes a browser a second."""
 
 _TEMPLATE = """\
 {%- macro run(lines, kind) -%}
@@ -58,7 +60,8 @@ _TEMPLATE = """\
 {%- endif %}
 {%- for one in page.shown %}
 {%- if not one.quiet %}
-<details open{{ style.failure if one.failed and not one.blocked else style.group }}>
+<details{{ " open" if one.group.ranks[0] in unfolded -}}
+{{ style.failure if one.failed and not one.blocked else style.group }}>
 {{- "" }}<summary{{ style.summary }}>{{ title(one.group) }}</summary>
 {%- for block in one.blocks %}
 {% if block.kind in ("image", "html", "latex", "markdown") %}{{ drawn(block) }}
@@ -118,12 +121,21 @@ def write(page: Page, snapshot: Snapshot, live: bool) -> str:
     silent = [r for one in page.shown if one.quiet and _ended_well(one) for r in one.group.ranks]
     return template.render(
         page=page,
+        unfolded=_unfolded(page),
         live=live,
         chips=wording.strip_of(snapshot) if several else [],
         notes=wording.notes(snapshot),
         silent=[] if live else sorted(silent),
         style=styles if len(page.shown) <= MAX_STYLED_GROUPS else few_styles,
     )
+
+
+def _unfolded(page: Page) -> set[int]:
+    """The first ranks of the groups that are shown open."""
+    chosen = page.shown
+    if len(chosen) > MAX_UNFOLDED:
+        chosen = [one for one in chosen if one.failed and not one.blocked]
+    return {one.group.ranks[0] for one in chosen} if len(chosen) <= MAX_UNFOLDED else set()
 
 
 def _title(group: Group) -> Markup:

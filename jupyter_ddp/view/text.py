@@ -12,13 +12,13 @@ from jupyter_ddp.core.topology import named
 from jupyter_ddp.view import wording
 from jupyter_ddp.view.ansi import strip
 from jupyter_ddp.view.blocks import Block, Gap, Lines, Shown, shown
-from jupyter_ddp.view.fitting import STATIC, Limits, Page, fit
+from jupyter_ddp.view.fitting import STATIC_TEXT, Limits, Page, fit
 from jupyter_ddp.view.media import Drawn
 
 
 def text(snapshot: Snapshot) -> str:
     """The cell's output, group by group, without a trailing newline; "" if there is none."""
-    return write(shown(snapshot), STATIC, wording.notes(snapshot))
+    return write(shown(snapshot), STATIC_TEXT, wording.notes(snapshot))
 
 
 def write(groups: list[Shown], limits: Limits, notes: Sequence[str]) -> str:

@@ -94,6 +94,7 @@ class Cell:
         """"EName: evalue" of a cell whose status is error."""
         self.expressions: dict[str, Any] = {}
         self._replied = self._idle = False
+        self._told: list[str] = []
 
     @property
     def done(self) -> bool:
@@ -110,7 +111,9 @@ class Cell:
 
     @property
     def text(self) -> str:
-        return "\n".join(self.texts)
+        """What stands under the cell; while a widget does, what it was told too."""
+        live = any("application/vnd.jupyter.widget-view+json" in page for page in self.pages)
+        return "\n".join(self.texts + (self._told if live else []))
 
     @property
     def pages(self) -> list[dict[str, str]]:
@@ -141,6 +144,8 @@ class Cell:
                     output["data"], output["metadata"] = content["data"], content["metadata"]
         elif kind == "clear_output":
             self.outputs.clear()
+        elif kind in ("comm_open", "comm_msg"):
+            self._told += _told(content["data"])
         elif kind in ("stream", "display_data", "execute_result", "error"):
             last = self.outputs[-1] if self.outputs else {}
             if kind == "stream" and last.get("name") == content["name"]:
@@ -154,6 +159,13 @@ class Cell:
 
     def __repr__(self) -> str:
         return f"<cell {self.status or 'running'} {self.error!r} {self.text[-2000:]!r}>"
+
+
+def _told(message: dict[str, Any]) -> list[str]:
+    """The lines in a message to the live view."""
+    told = message.get("content") or message.get("state", {}).get("whole", {})
+    pieces = [piece for _, _, some in told.get("entries", []) for piece in some if piece[0] == "t"]
+    return [_ESCAPES.sub("", line) for piece in pieces for line in (*piece[4], piece[5])]
 
 
 def _text_of(output: dict[str, Any]) -> str:

@@ -217,7 +217,7 @@ def numbers(words: str) -> list[int]:
         (1024, "rank {} < line\n"),
         (1024, "\x1b[3{}mx\x1b[0m"),
         (1024, "{}" + "'" * 4000),
-        (4096, "rank {} < line\n"),
+        (2048, "rank {} < line\n"),
     ],
 )
 def test_many_ranks_that_all_differ_stay_below_a_megabyte(n_ranks: int, unit: str) -> None:

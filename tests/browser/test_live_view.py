@@ -1,0 +1,317 @@
+"""The live view of a running cell, as a person sees and uses it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import BrowserContext, Dialog, expect
+
+from tests.browser.driver import JupyterServer, NotebookPage, eventually, write_notebook
+from tests.unit.test_view_hostile import PAYLOADS
+
+ROOT = Path(__file__).parents[2]
+START = "%load_ext jupyter_ddp\n%ddp start -n 4"
+UNTIL_GO = """
+import pathlib, time
+while not pathlib.Path("go").exists():
+    time.sleep(0.02)
+"""
+STREAMS = """\
+%%ddp
+import pathlib, time
+i = 0
+while not pathlib.Path("go").exists():
+    print("step", i, "of rank", rank)
+    i += 1
+    time.sleep(0.02)"""
+SAME = f"""\
+%%ddp
+for i in range(30):
+    print("the same line", i)
+print("begun"){UNTIL_GO}"""
+BARS = f"""\
+%%ddp
+import sys
+print(f"\\r{{10 * rank + 10}}% done", end="", file=sys.stderr, flush=True){UNTIL_GO}"""
+RICH = f"""\
+%%ddp
+from IPython.display import HTML, Image, display
+import base64
+pixel = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
+    "AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+display(Image(base64.b64decode(pixel), width=40, alt="a dot"))
+display(HTML(f"<table class='t'><tr><td>cell of rank {{rank}}</td></tr></table>"))
+print("\\x1b[31mred\\x1b[0m and \\x1b[1mbold\\x1b[0m"){UNTIL_GO}"""
+BLOCKED = """\
+%%ddp
+print("before")
+if rank == 2:
+    1 / 0
+dist.barrier()"""
+HOSTILE = f"""\
+%%ddp
+import json, sys
+for text in json.load(open("payloads.json")):
+    print(text)
+    print(text, file=sys.stderr)
+image = "<img src=x onerror=alert(1)>"
+display({{"text/plain": image, "text/latex": f"${{image}}$"}}, raw=True)
+display({{"image/png": '" onerror="alert(1)', "text/plain": '" onload="alert(1)'}}, raw=True)
+drawing = "<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(1)</script></svg>"
+display({{"image/svg+xml": drawing}}, raw=True)
+print("all was shown"){UNTIL_GO}
+raise type("<img src=x onerror=alert(1)>", (Exception,), {{}})("<script>alert(1)</script>")"""
+CELLS = [START, STREAMS, SAME, BARS, RICH, BLOCKED, HOSTILE]
+
+
+@pytest.fixture(scope="module")
+def opened(server: JupyterServer, browser: BrowserContext) -> NotebookPage:
+    write_notebook(server.root / "live.ipynb", CELLS)
+    (server.root / "payloads.json").write_text(json.dumps(PAYLOADS))
+    page = NotebookPage(browser, server, "lab", "live.ipynb")
+    page.run(0, 60)
+    return page
+
+
+@pytest.fixture
+def lab(server: JupyterServer, opened: NotebookPage) -> Iterator[NotebookPage]:
+    """The shared notebook; the test must not have made the browser complain, and leaves no cell running."""
+    opened.errors.clear()
+    (server.root / "go").unlink(missing_ok=True)
+    yield opened
+    (server.root / "go").touch()
+    for i in range(len(CELLS)):
+        if opened.runs(i):
+            opened.wait(i)
+    assert opened.errors == []
+
+
+class Live:
+    """The live view under cell `i`."""
+
+    def __init__(self, page: NotebookPage, i: int) -> None:
+        self.root = page.output(i).locator(".jddp")
+        self.root.wait_for(timeout=10_000)
+        self.tabs = self.root.get_by_role("tab")
+        self.body = self.root.get_by_role("tabpanel")
+
+    def tab(self, rank: int) -> None:
+        self.root.get_by_role("tab", name=f"rank {rank}:").click()
+
+    def sees(self, text: str) -> None:
+        expect(self.body).to_contain_text(text, timeout=10_000)
+
+    def sees_not(self, text: str) -> None:
+        expect(self.body).not_to_contain_text(text, timeout=10_000)
+
+
+def test_ranks_are_switched_while_the_kernel_is_busy(lab: NotebookPage) -> None:
+    """Each rank has a tab with glyph and number; choosing one shows it alone, and more keeps coming."""
+    cell = CELLS.index(STREAMS)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("of rank 3")
+    assert live.tabs.all_inner_texts() == ["all", "…0", "…1", "…2", "…3"]
+    live.tab(1)
+    live.sees_not("of rank 0")
+    live.sees("step 5 of rank 1")
+    before = live.body.inner_text()
+    eventually(lambda: live.body.inner_text() != before, 5, "more output of the rank that was chosen")
+    assert lab.runs(cell)
+    live.root.get_by_role("tab", name="all").click()
+    live.sees("of rank 0")
+
+
+def test_the_tail_is_followed_until_somebody_scrolls_up(lab: NotebookPage) -> None:
+    """The newest line stays in sight; after scrolling up the text stands still, and a button goes back."""
+    cell = CELLS.index(STREAMS)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.tab(0)
+    live.sees("step 60 of")
+    at_end = "b => b.scrollHeight - b.scrollTop - b.clientHeight < 24"
+    assert live.body.evaluate(at_end)
+    live.body.hover()
+    lab.page.mouse.wheel(0, -300)
+    follow = live.root.get_by_role("button", name="Follow the newest output")
+    follow.wait_for()
+    top = live.body.evaluate("b => b.scrollTop")
+    count = live.body.inner_text().count("\n")
+    eventually(lambda: live.body.inner_text().count("\n") > count + 20, 5, "more lines")
+    assert live.body.evaluate("b => b.scrollTop") == top
+    follow.click()
+    assert live.body.evaluate(at_end)
+
+
+def test_the_keyboard_is_enough(lab: NotebookPage) -> None:
+    """Arrow keys, Home and End go through the tabs, as a list of tabs is used everywhere; names are said."""
+    cell = CELLS.index(STREAMS)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("of rank 3")
+    live.root.get_by_role("tab", name="all").focus()
+    for key, rank in (("ArrowRight", 0), ("ArrowRight", 1), ("End", 3), ("ArrowLeft", 2)):
+        lab.page.keyboard.press(key)
+        chosen = live.root.get_by_role("tab", selected=True)
+        expect(chosen).to_have_attribute("aria-label", f"rank {rank}: running")
+        expect(chosen).to_be_focused()
+        live.sees(f"of rank {rank}")
+    assert live.root.get_by_role("tablist", name="Ranks").count() == 1
+    lab.page.keyboard.press("Home")
+    live.sees("of rank 0")
+    live.root.get_by_role("searchbox").focus()
+    lab.page.keyboard.type("2-3")
+    live.sees_not("of rank 0")
+    live.sees("of rank 3")
+    lab.page.keyboard.press("Escape")
+    live.sees("of rank 0")
+
+
+def test_the_search_finds_lines(lab: NotebookPage) -> None:
+    """Text in the search box leaves the lines that have it, marked."""
+    cell = CELLS.index(STREAMS)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("step 9 of rank 2")
+    live.root.get_by_role("searchbox").fill("STEP 7 OF RANK 2")
+    live.sees_not("rank 1")
+    expect(live.body.locator("mark")).to_have_text("step 7 of rank 2")
+
+
+def test_identical_ranks_are_shown_once(lab: NotebookPage) -> None:
+    """What all ranks write alike stands there once, under all their numbers."""
+    cell = CELLS.index(SAME)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("begun")
+    expect(live.body.locator(".jddp-head strong")).to_have_text("ranks 0–3")
+    live.sees("identical")
+    assert live.body.inner_text().count("the same line 29") == 1
+
+
+def test_a_progress_bar_is_one_row_for_each_rank(lab: NotebookPage) -> None:
+    """Lines that are drawn again and again stand below one another, each under its rank's number."""
+    cell = CELLS.index(BARS)
+    lab.start(cell)
+    live = Live(lab, cell)
+    rows = live.body.locator(".jddp-open-rank")
+    expect(rows).to_have_count(4, timeout=10_000)
+    texts = [" ".join(text.split()) for text in rows.all_inner_texts()]
+    assert texts == [f"rank {r} {10 * r + 10}% done" for r in range(4)]
+
+
+def test_figures_tables_and_colours(lab: NotebookPage) -> None:
+    """Rich output stands under its rank while the cell runs, with its colours."""
+    cell = CELLS.index(RICH)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("cell of rank 3")
+    live.tab(2)
+    live.sees_not("cell of rank 3")
+    expect(live.body.locator("table.t td")).to_have_text("cell of rank 2")
+    image = live.body.locator("img")
+    expect(image).to_have_attribute("width", "40")
+    assert image.evaluate("i => i.naturalWidth") == 1
+    expect(live.body.locator(".ansi-red-fg")).to_have_text("red")
+
+
+def test_an_error_is_seen_before_the_cell_ends(lab: NotebookPage) -> None:
+    """The rank that failed comes first, with its traceback, while the others still wait for it."""
+    cell = CELLS.index(BLOCKED)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("ZeroDivisionError: division by zero")
+    assert live.tabs.all_inner_texts()[1:] == ["…0", "…1", "✗2", "…3"]
+    assert live.body.locator("section").first.get_attribute("aria-label") == "✗ rank 2 · ZeroDivisionError"
+    lab.wait(cell)
+    assert lab.output(cell).locator(".jddp").count() == 0
+
+
+def test_no_hostile_text_is_more_than_text(server: JupyterServer, lab: NotebookPage) -> None:
+    """More than a hundred payloads, live, saved, and in nbconvert's page: none of them runs."""
+    dialogs: list[str] = []
+
+    def note(dialog: Dialog) -> None:
+        dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    lab.page.on("dialog", note)
+    cell = CELLS.index(HOSTILE)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("all was shown")
+    allowed = {"DIV", "SPAN", "SECTION", "BUTTON", "STRONG", "IMG", "EM", "INPUT"}
+    for which in ("all", "2"):
+        live.root.locator(f"[data-rank='{which}']").click()
+        live.sees("all was shown")
+        found = live.root.evaluate("r => [...r.querySelectorAll('*')].map(e => e.tagName)")
+        assert set(found) <= allowed
+        names = "r => [...r.querySelectorAll('*')].flatMap(e => e.getAttributeNames())"
+        assert not [name for name in live.root.evaluate(names) if name.startswith("on")]
+    (server.root / "go").touch()
+    lab.wait(cell)
+    assert "<script>alert(1)</script>" in lab.text(cell)
+    lab.save()
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", "live.ipynb", "--output", "page.html"]
+    subprocess.run(command, cwd=server.root, check=True, timeout=60, capture_output=True)
+    page = lab.page.context.new_page()
+    page.on("dialog", note)
+    page.goto((server.root / "page.html").as_uri())
+    assert "all was shown" in page.inner_text("body")
+    page.close()
+    lab.page.remove_listener("dialog", note)
+    assert dialogs == []
+    assert all("data:image/png" in error for error in lab.errors)  # which is none
+    lab.errors.clear()
+
+
+def test_a_page_that_is_loaded_again_goes_on(
+    server: JupyterServer, browser: BrowserContext, lab: NotebookPage
+) -> None:
+    """After a reload in mid-run the view is there again, at the latest when the cell has ended."""
+    cell = CELLS.index(STREAMS)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.tab(0)
+    live.sees("step 20 of rank 0")
+    lab.save()
+    lab.page.reload()
+    lab.page.get_by_text("Loading widget").first.wait_for()
+    (server.root / "go").touch()
+    live = Live(lab, cell)
+    expect(live.tabs.nth(1)).to_have_attribute("aria-label", "rank 0: ok", timeout=10_000)
+    live.tab(0)
+    live.sees("step 20 of rank 0")
+    lab.errors.clear()  # what the application itself says while it loads
+
+
+def test_the_dark_theme(browser: BrowserContext, tmp_path: Path) -> None:
+    """Text and its background come from the theme, and can be told apart."""
+    with JupyterServer(tmp_path, "JupyterLab Dark") as server:
+        write_notebook(server.root / "dark.ipynb", [START, STREAMS])
+        page = NotebookPage(browser, server, "lab", "dark.ipynb")
+        page.run(0, 60)
+        page.start(1)
+        live = Live(page, 1)
+        live.sees("of rank 3")
+        colours = "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+        text, background = (_luma(colour) for colour in live.root.evaluate(colours))
+        assert text > 150
+        assert background < 60
+        (server.root / "go").touch()
+        page.wait(1)
+        page.close()
+
+
+def _luma(colour: str) -> float:
+    red, green, blue = (
+        float(c) for c in colour.removeprefix("rgba(").removeprefix("rgb(").rstrip(")").split(",")[:3]
+    )
+    return 0.299 * red + 0.587 * green + 0.114 * blue
