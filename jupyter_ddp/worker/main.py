@@ -33,7 +33,7 @@ from jupyter_ddp.worker.interrupts import InterruptGate
 from jupyter_ddp.worker.late_imports import WithoutCollections
 from jupyter_ddp.worker.outbox import Outbox
 from jupyter_ddp.worker.partial_world import PartialWorlds, RefusedCollective
-from jupyter_ddp.worker.random_states import RandomStates, python_state_is_readable
+from jupyter_ddp.worker.random_states import RandomStates, peepholes
 from jupyter_ddp.worker.shell import RankShell
 from jupyter_ddp.worker.streams import Streams
 from jupyter_ddp.worker.surroundings import apply_surroundings, torchrun_environ
@@ -50,7 +50,7 @@ def prepare() -> None:
     """
     shell = RankShell.instance(outbox=_Mute())
     shell.run(m.RunCell(m.NO_CELL, "None\n1\n"))
-    python_state_is_readable()
+    peepholes()
 
 
 class _Mute:

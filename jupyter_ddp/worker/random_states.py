@@ -1,7 +1,8 @@
 """The states of this rank's random generators: torch's, Python's, NumPy's and CUDA's.
 
 Owns what they were when they were last looked at. They are kept where they outlive the rank, whenever a
-cell has drawn from one of them; a cell that has not costs two microseconds, after it was reported.
+cell has drawn from one of them. A cell that has not pays for a look at some bytes, after it was reported:
+all but CUDA's are Mersenne twisters, of which each draw moves the index, or else makes a new first word.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import random
 import struct
 import sys
-from ctypes import string_at
+from ctypes import c_char, string_at
 from functools import cache
 from typing import Any
 
@@ -19,14 +20,49 @@ from msgspec import Struct, msgpack
 from jupyter_ddp.core.kept_states import KeptStates
 
 _WORDS = struct.Struct("=625I")
+_STATE_BYTES = 624 * 4
 # CPython's generator (Modules/_randommodule.c): the object's head, `int index`, `uint32_t state[624]`.
 _PYTHON_STATE = id(random._inst) + object.__basicsize__  # what random.random is of
+_PEEP_BYTES = 16
+_TORCH_HEAD_BYTES, _TORCH_TAIL_BYTES = 20, 28
+_TORCH_SEARCHED_BYTES = 128
 
 
 @cache
 def python_state_is_readable() -> bool:
-    """The state of Python's generator lies where this CPython has it. Asked before ranks are forked."""
+    """The state of Python's generator lies where this CPython has it."""
     return _WORDS.unpack(string_at(_PYTHON_STATE, _WORDS.size)) == _python_words()
+
+
+@cache
+def peepholes() -> tuple[Any, ...]:
+    """Onto the bytes of torch's and Python's generators that a draw changes. Made before ranks are forked."""
+    python = [_peephole(_PYTHON_STATE, _PEEP_BYTES)] if python_state_is_readable() else []
+    state = torch_state_address()
+    if not state:
+        return tuple(python)
+    # c10/core's mt19937_data_pod, with seed, left, seeded and next before its state; behind it, in
+    # CPUGeneratorImpl, the second normal deviates of a pair.
+    head = _peephole(state - _TORCH_HEAD_BYTES, _TORCH_HEAD_BYTES + _PEEP_BYTES)
+    return (*python, head, _peephole(state + _STATE_BYTES, _TORCH_TAIL_BYTES))
+
+
+def _peephole(address: int, n_bytes: int) -> Any:
+    return (c_char * n_bytes).from_address(address)
+
+
+@cache
+def torch_state_address() -> int:
+    """Where torch's default generator has its 624 words; 0 where they are not found."""
+    generator = torch.default_generator
+    told = bytes(_torch_state(generator))  # ATen/CPUGeneratorImpl.cpp: seed, left, seeded, next, state
+    words = struct.pack("=624I", *(word & 0xFFFFFFFF for word in struct.unpack_from("=624Q", told, 24)))
+    start = int(generator._cdata)  # type: ignore[attr-defined]  # its stub leaves it out
+    head = string_at(start, _TORCH_SEARCHED_BYTES)  # of an object that is longer than its 624 words
+    for at in range(_TORCH_HEAD_BYTES, _TORCH_SEARCHED_BYTES - 8, 4):
+        if head[at : at + 8] == words[:8] and string_at(start + at, _STATE_BYTES) == words:
+            return start + at
+    return 0
 
 
 class _States(Struct, frozen=True):
@@ -47,28 +83,39 @@ class RandomStates:
     def __init__(self, kept: KeptStates, seeded: bool = False) -> None:
         self._kept = kept
         self._last: tuple[Any, ...] = ()
-        self._generator = torch.default_generator
+        self._generator, self._holes = torch.default_generator, peepholes()
+        self._numpy_holes: tuple[Any, Any, Any] = (None, None, None)
         self._numpy = _numpy_state() if seeded else b""
         self._numpy_gauss: float | None = None
         """A number that randn has made and not given yet. It is not in the state, and takes long to find."""
 
     def keep(self) -> None:
         """Note the states, if any of them is not what it was."""
-        now = self._glance()
-        if now != self._last:
-            self._last = now
+        if self._glance() != self._last:
             self._kept.put(self.capture())
+            self._last = self._glance()  # knowing what NumPy has in store
 
     def _glance(self) -> tuple[Any, ...]:
         """All that changes when a number is drawn, read in the quickest way there is."""
         return (
-            _torch_state(self._generator),
-            _python_state(),
+            [hole.raw for hole in self._holes],
             random._inst.gauss_next,  # type: ignore[attr-defined]  # see above
-            _numpy_state(),
-            None if self._numpy_gauss is None else _find_numpy_gauss(),
-            _cuda_state(),
+            None if torch_state_address() else _torch_state(self._generator),
+            None if python_state_is_readable() else _python_state(),
+            self._glance_at_numpy() if "numpy.random.mtrand" in sys.modules else None,
+            _cuda_state() if torch.cuda.is_initialized() else None,
         )
+
+    def _glance_at_numpy(self) -> Any:
+        generator = _numpy_generator()
+        if generator is None:
+            return None
+        if generator._bit_generator is not self._numpy_holes[0]:
+            address = generator._bit_generator.ctypes.state_address
+            ends = _peephole(address, _PEEP_BYTES), _peephole(address + _STATE_BYTES, 4)
+            self._numpy_holes = (generator._bit_generator, *ends)
+        _, begin, end = self._numpy_holes
+        return begin.raw, end.raw, None if self._numpy_gauss is None else _find_numpy_gauss()
 
     def capture(self) -> bytes:
         """All states now."""
@@ -81,7 +128,7 @@ class RandomStates:
             gauss=random._inst.gauss_next,  # type: ignore[attr-defined]  # see above
             numpy=numpy,
             numpy_gauss=self._numpy_gauss,
-            cuda=_cuda_state(),
+            cuda=_cuda_state() if torch.cuda.is_initialized() else b"",
         )
         return msgpack.encode(states)
 
@@ -125,8 +172,6 @@ def _tensor(data: bytes) -> torch.Tensor:
 
 
 def _cuda_state() -> bytes:
-    if not torch.cuda.is_initialized():
-        return b""
     state = torch.cuda.get_rng_state()
     return string_at(state.data_ptr(), len(state))
 

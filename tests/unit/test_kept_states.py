@@ -90,11 +90,41 @@ def test_nothing_is_written_where_nothing_was_drawn(region: memoryview) -> None:
     assert bytes(region) == before
 
 
-def test_the_states_are_read_where_they_lie(region: memoryview, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On this Python and NumPy the quick look sees what the slow one does, which can take its place."""
+def test_the_states_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read in place is what the slow way gives, which can take its place."""
     assert random_states.python_state_is_readable()
+    assert random_states.torch_state_address()
     quick = random_states._python_state()
     monkeypatch.setattr(random_states, "python_state_is_readable", lambda: False)
     assert random_states._python_state() == quick
     _, key, position, *_ = numpy_random.get_state()
     assert random_states._numpy_state() == struct.pack("=625I", *key, position)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_every_single_draw_is_noticed(region: memoryview, name: str) -> None:
+    """Also the one that goes round the generator's 624 words, and the second of a pair."""
+    states, draw = RandomStates(KeptStates(region)), DRAWS[name]
+    states.keep()
+    for n in (*[1] * 1300, 2, 3, 312, 624, 1248):
+        before = bytes(region[:8])
+        for _ in range(n):
+            draw()
+        states.keep()
+        assert bytes(region[:8]) != before
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_where_nothing_can_be_read_the_generators_are_asked(
+    region: memoryview, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """With a Python and a torch that keep their states elsewhere, a draw is noticed too."""
+    monkeypatch.setattr(random_states, "python_state_is_readable", lambda: False)
+    monkeypatch.setattr(random_states, "torch_state_address", lambda: 0)
+    monkeypatch.setattr(random_states, "peepholes", lambda: ())
+    states = RandomStates(KeptStates(region))
+    states.keep()
+    before = KeptStates(region).newest()
+    DRAWS[name]()
+    states.keep()
+    assert KeptStates(region).newest() != before
