@@ -12,6 +12,7 @@ import base64
 import builtins
 import contextlib
 import functools
+import gc
 import inspect
 import json
 import linecache
@@ -236,6 +237,9 @@ class RankShell(InteractiveShell):
         self.InteractiveTB.tb = None
         self.last_execution_result = None
         self.last_execution_succeeded = True
+        # What made the traceback readable (stack_data) refers to the frames in cycles. What was there before
+        # the fork is frozen, and is not looked at.
+        gc.collect()
 
     def showtraceback(self, exc_tuple: Any = None, *_: Any, **__: Any) -> None:
         kind, error, tb = exc_tuple or sys.exc_info()

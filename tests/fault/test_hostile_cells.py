@@ -173,3 +173,22 @@ def test_a_cell_that_closes_all_descriptors(pools: Pools, promised: Stopwatch) -
         words, _ = run_to_failure(cluster, f"import os\nif rank: os.closerange(3, 300)\n{REDUCE}")
     assert words.startswith("rank 1: "), words
     assert values_of(cluster.run("kept", "0")) == {0: "5"}
+
+
+@pytest.mark.promise("what a failed cell held in its frames (tensors) is freed before the next cell")
+@pytest.mark.parametrize("ending", ["raise MemoryError('no memory')", "1 / 0", "print('on'); time.sleep(60)"])
+def test_a_failed_cells_tensors(pools: Pools, ending: str) -> None:
+    """As after "out of memory" on a GPU: weak references show that nothing holds them any more."""
+    cluster = pools.of(2)
+    cluster.run(
+        "import time, weakref\nheld = []\n"
+        "def fill():\n    big = torch.ones(1000)\n    held.append(weakref.ref(big))\n    work(big)\n"
+        f"def work(it):\n    {ending}"
+    )
+    cell = RunningCell(cluster, "fill()")
+    if "sleep" in ending:
+        cell.until("on")
+        cluster.interrupt()
+    cell.end()
+    assert cell.words.startswith("ranks 0-1: ")
+    assert values_of(cluster.run("[it() for it in held]")) == {0: "[None]", 1: "[None]"}
