@@ -8,8 +8,8 @@ import signal
 
 from jupyter_ddp.core.messages import WorkerExited
 
-# As faulthandler writes it; of all threads' stacks, that of the one that failed.
-_FAILED_STACK = re.compile(r"^Current thread 0x\w+.*\n((?:  .*\n?)*)", re.MULTILINE)
+_GLOO_SIZES = re.compile(r"enforce fail at \S*gloo/.*op\.preamble\.length <= op\.nbytes\. (\d+) vs (\d+)")
+"""How gloo ends a process that was sent more than it had asked for (gloo/transport/tcp/pair.cc)."""
 
 
 def signal_name(number: int) -> str:
@@ -27,11 +27,13 @@ def describe_status(status: int) -> str:
     return f"exited with code {os.waitstatus_to_exitcode(status)}"
 
 
-def line_of_crash(stderr: str, cell: int) -> int:
-    """The line of this cell that a crash came from, by faulthandler's own words; 0 where it wrote none."""
-    stacks = _FAILED_STACK.findall(stderr)
-    found = re.search(rf'File "<[^"\n]*-cell-{cell}>", line (\d+)', stacks[-1]) if stacks else None
-    return int(found[1]) if found else 0
+def explain_abort(stderr: str) -> str:
+    """What gloo wrote before it ended the process for a mismatch of sizes; "" if it did not."""
+    sizes = _GLOO_SIZES.search(stderr)
+    if sizes is None:
+        return ""
+    came, fits = sizes.groups()
+    return f"gloo received {came} bytes for {fits}, a mismatch of collectives that %%ddp --check names"
 
 
 def describe_exit(exit: WorkerExited) -> str:
@@ -42,4 +44,6 @@ def describe_exit(exit: WorkerExited) -> str:
         words += f" (out of memory: the cgroup counted {times})"
     if exit.line:
         words += f" (line {exit.line})"
+    if os.WIFSIGNALED(exit.status) and os.WTERMSIG(exit.status) == signal.SIGABRT:
+        words += f": {why}" if (why := explain_abort(exit.stderr)) else ""
     return words

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator
 
 from jupyter_ddp.core import codec
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.core.faults import line_of_crash
+from jupyter_ddp.core.crash import CRASH_BYTES, CRASH_OFFSET_BYTES, line_of_crash, words_of_crash
 from jupyter_ddp.core.journal import PAGE_BYTES, Journal
 from jupyter_ddp.core.kept_states import SHARED_BYTES, KeptStates
 from jupyter_ddp.node.linux import oom_kills
 
 _READ_BYTES = 256 * 1024
-_STDERR_BYTES = 16 * 1024
-"""What Python says of a crash fits: every thread's stack, and the names of all extension modules."""
+_STDERR_BYTES = 4 * 1024
 _MAX_READS = 64
 _STREAMS: tuple[m.Stream, m.Stream] = ("stdout", "stderr")
 
@@ -55,8 +54,9 @@ class RankProcess:
         for fd in self.pipes.values():
             self._pipes_poll.register(fd, select.POLLIN)
         self._page_fd = os.memfd_create(f"jupyter_ddp rank {self.rank}")
-        os.ftruncate(self._page_fd, SHARED_BYTES)
+        os.ftruncate(self._page_fd, CRASH_OFFSET_BYTES + CRASH_BYTES)
         self._page = mmap.mmap(self._page_fd, SHARED_BYTES)
+        self._crash = mmap.mmap(self._page_fd, CRASH_BYTES, offset=CRASH_OFFSET_BYTES)
         self.journal = Journal(memoryview(self._page))
         self.random_states = KeptStates(memoryview(self._page)[PAGE_BYTES:])
         self.cells.setblocking(False)
@@ -186,13 +186,17 @@ class RankProcess:
         if not pid:
             return None
         self._last_words(say)
+        dump = self._crash[:].rstrip(b"\0").decode("utf-8", "replace")
         stderr = self._stderr.decode("utf-8", "replace").strip()
+        if words := words_of_crash(dump, self.cell):
+            say(m.FdOutput(self.rank, self.cell, self._fd_seq, "stderr", words.encode()))
+            stderr = f"{stderr}\n{words}".strip()
         return m.WorkerExited(
             rank=self.rank,
             pid=self.pid,
             status=status,
             cell=self.cell if busy else m.NO_CELL,
-            line=(line_of_crash(stderr, self.cell) or self.journal.line) if busy else 0,
+            line=(line_of_crash(dump, self.cell) or self.journal.line) if busy else 0,
             stderr=stderr,
             oom_kills=max(0, oom_kills() - self._oom_kills),
         )
@@ -233,3 +237,4 @@ class RankProcess:
         self.journal.release()
         self.random_states.release()
         self._page.close()
+        self._crash.close()

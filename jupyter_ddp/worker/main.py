@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from jupyter_ddp.core import codec
 from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.crash import CRASH_OFFSET_BYTES
 from jupyter_ddp.core.journal import PAGE_BYTES, Journal
 from jupyter_ddp.core.kept_states import SHARED_BYTES, KeptStates
 from jupyter_ddp.worker.adoption import Adoption
@@ -68,8 +69,13 @@ def begin(cells_fd: int, control_fd: int, page_fd: int, agent_pid: int) -> None:
     _end_with(agent_pid)
     page = memoryview(mmap.mmap(page_fd, SHARED_BYTES))
     journal = Journal(page)
-    os.close(page_fd)
-    for fd in (cells_fd, control_fd):  # passed descriptors are inheritable: no business of a command's
+    os.lseek(page_fd, CRASH_OFFSET_BYTES, os.SEEK_SET)
+    faulthandler.enable(file=page_fd)  # where the agent reads it: addresses are nothing to show
+    for fd in (
+        cells_fd,
+        control_fd,
+        page_fd,
+    ):  # passed descriptors are inheritable: no business of a command's
         os.set_inheritable(fd, False)
     cells = socket.socket(fileno=cells_fd)
     control = socket.socket(fileno=control_fd)
@@ -170,6 +176,7 @@ class Worker:
         os._exit = leave
 
     def _after_fork(self) -> None:
+        faulthandler.enable(file=2)
         self._outbox.after_fork()
         self._streams.after_fork()
         self._control.close_in_fork()

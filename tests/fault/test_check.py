@@ -9,6 +9,7 @@ import pytest
 
 from jupyter_ddp import Cluster
 from jupyter_ddp.core.record import CellRecord
+from jupyter_ddp.view.bundle import bundle
 from tests.fault.pools import REDUCE, Pools, eventually, pids_of, values_of
 from tests.integration.notebook_kernel import NotebookKernel
 from tests.promises import Stopwatch
@@ -123,6 +124,32 @@ def test_a_mismatch_raises_on_every_rank(two: Cluster, promised: Stopwatch, sour
     assert record.summary() == f"ranks 0-1: CollectiveMismatch: {words}"
     assert values_of(two.run(f"{REDUCE}\nkept.tolist()")) == {0: "[0.0, 0.0, 0.0]", 1: "[1.0, 1.0, 1.0]"}
     assert pids_of(two) == pids
+
+
+@pytest.mark.promise("a mismatch of sizes without --check: the rank, its line, gloo's sizes", bound_s=TOLD_S)
+@pytest.mark.parametrize(("sizes", "dies"), [((4, 8), (0, 2)), ((8, 4), (1, 4))])
+def test_without_check_gloos_abort_is_explained(
+    two: Cluster, promised: Stopwatch, sizes: tuple[int, int], dies: tuple[int, int]
+) -> None:
+    """gloo ends the process that receives too much: its line and gloo's sizes are told, and the remedy; the
+    other rank is freed and lives. What is shown holds no address and no frame of ours."""
+    first, second = sizes
+    rank, line = dies
+    pids = pids_of(two)
+    with promised():
+        record = two.run(
+            both(f"dist.all_reduce(torch.ones({first}))", f"dist.all_reduce(torch.ones({second}))"),
+            check=False,
+        )
+    why = "gloo received 8 bytes for 4, a mismatch of collectives that %%ddp --check names"
+    assert record.summary().startswith(
+        f"rank {rank}: killed by SIGABRT (line {line}): {why}; rank {1 - rank}: blocked by rank {rank}"
+    )
+    text = bundle(record.snapshot())["text/plain"]
+    assert f'File "<cell>", line {line} in <module>' in text
+    assert not re.search(r"0x[0-9a-f]{4}|worker/|Extension modules|Thread", text)
+    assert values_of(two.run("1", str(1 - rank))) == {1 - rank: "1"}
+    assert pids_of(two)[1 - rank] == pids[1 - rank]
 
 
 EVERY_COLLECTIVE = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_ddp.core.faults import describe_exit, describe_status, line_of_crash, signal_name
+from jupyter_ddp.core.faults import describe_exit, describe_status, signal_name
 from jupyter_ddp.core.messages import WorkerExited
 
 
@@ -59,29 +59,16 @@ def test_memory_is_not_blamed_for_other_ends(status: int) -> None:
     assert "memory" not in describe_exit(exited(status, oom_kills=2))
 
 
-CRASH = """what the cell wrote before
-Fatal Python error: Segmentation fault
-
-Thread 0x00007f12 [jupyter_ddp control] (most recent call first):
-  File "/site/jupyter_ddp/worker/control.py", line 67 in _serve
-  File "<ipython-input-9-cell-9>", line 99 in elsewhere
-
-Current thread 0x00007f13 [python] (most recent call first):
-  File "/usr/lib/python3.11/ctypes/__init__.py", line 500 in string_at
-  File "<ipython-input-2-cell-3>", line 7 in defined_earlier
-  File "<ipython-input-8-cell-9>", line 3 in <module>
-  File "/site/jupyter_ddp/worker/shell.py", line 201 in _run_codes
-
-Extension modules: numpy._core._multiarray_umath, torch._C (total: 2)"""
+GLOO = (
+    "terminate called after throwing an instance of 'gloo::EnforceNotMet'\n  what():  [enforce fail at "
+    "/w/gloo/transport/tcp/pair.cc:456] op.preamble.length <= op.nbytes. 32 vs 16. Received data size doesn't"
+)
+ABORTED = 6
 
 
-def test_the_line_of_a_crash_is_the_cells_own() -> None:
-    """Of the thread that crashed, in the cell that ran: not another thread's, not an earlier cell's."""
-    assert line_of_crash(CRASH, 9) == 3
-    assert line_of_crash(CRASH, 3) == 7
-
-
-@pytest.mark.parametrize("stderr", ["", "Current thread 0x1 (most recent", CRASH[:250], "\n" * 9])
-def test_without_the_words_of_a_crash_there_is_no_line(stderr: str) -> None:
-    """What is cut short, or is no crash's text, gives no line."""
-    assert line_of_crash(stderr, 9) == 0
+def test_gloos_abort_is_explained_with_its_sizes_and_the_remedy() -> None:
+    """Only where gloo said so, and only for the signal that it ends a process with."""
+    why = "gloo received 32 bytes for 16, a mismatch of collectives that %%ddp --check names"
+    assert describe_exit(WorkerExited(1, 99, ABORTED, 7, 3, GLOO, 0)) == f"killed by SIGABRT (line 3): {why}"
+    assert describe_exit(WorkerExited(1, 99, ABORTED, 7, 3, "", 0)) == "killed by SIGABRT (line 3)"
+    assert describe_exit(WorkerExited(1, 99, 9, 7, 3, GLOO, 0)) == "killed by SIGKILL (line 3)"
