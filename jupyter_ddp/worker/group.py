@@ -93,6 +93,8 @@ class Group:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         options: dict[str, Any] = {"device_id": device} if order.backend == "nccl" else {}
+        # Groups are named by counting, and a forming that failed has counted: new ranks have not.
+        c10d._world.group_count = 0
         with self._breakable():
             _real_init(
                 order.backend,

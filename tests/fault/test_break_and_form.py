@@ -93,6 +93,18 @@ def test_a_death_while_the_group_is_formed_frees_the_others(pools: Pools, victim
     assert time.monotonic() - began < FREED_S
 
 
+@pytest.mark.timeout(30)
+def test_a_forming_that_failed_is_followed_by_one_that_does_not(pools: Pools) -> None:
+    """Ranks that have tried in vain and the new one call the next group by the same name."""
+    cluster = pools.of(RANKS)
+    cluster.run(f"kept = rank\n{DIES_WHILE_FORMING.format(victim=1, steps=2)}")
+    break_the_group(cluster)
+    eventually(lambda: cluster.status()[1].state == "dead", FREED_S)
+    assert cluster.run("kept", [0, 2]).ok
+    cluster.heal()
+    assert cluster.run(f"{REDUCE}; kept if rank != 1 else 1").ok
+
+
 def test_deaths_around_the_forming_at_any_moment(pools: Pools) -> None:
     """A rank is killed from 0 to 9 ms after its group was broken: the next cell on the others is good."""
     for after_ms in range(0, 10, 3):
