@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import types
+from collections import deque
 from typing import Any, NoReturn
 
 from IPython.core.displayhook import DisplayHook
@@ -38,6 +39,8 @@ from jupyter_ddp.worker.tracebacks import user_traceback
 _MAX_ERROR_CHARS = 256 * 1024
 _MAX_TEXT_CHARS = 1024 * 1024
 _MAX_SHOWN_BYTES = 64 * 1024 * 1024
+_LINES_KEPT_CELLS = 100
+"""Of cells that define no function, the source of the last is kept: a debugger may ask for it."""
 _FUTURES = functools.reduce(
     operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
@@ -110,6 +113,7 @@ class RankShell(InteractiveShell):
         config = Config({"HistoryManager": {"enabled": False}})
         super().__init__(config=config, user_module=main, **kwargs)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._passing: deque[str] = deque()
         for event, registered in self.events.callbacks.items():  # IPython's own: a rank does it itself
             for callback in list(registered):
                 self.events.unregister(event, callback)
@@ -191,6 +195,8 @@ class RankShell(InteractiveShell):
         name = f"<ipython-input-{self.execution_count}-cell-{order.cell}>"
         self.compile._filename_map[name] = self.execution_count
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        if "def " not in source and "lambda" not in source and "class " not in source:
+            self._forget_lines_later(name)
         if not (order.shows or self.ast_transformers) and self.ast_node_interactivity == "last_expr":
             flags = self.compile.flags | (ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if order.awaits else 0)
             code: types.CodeType = compile(source, name, "exec", flags, dont_inherit=True)
@@ -198,6 +204,14 @@ class RankShell(InteractiveShell):
             return [code]
         tree = self.transform_ast(self.compile.ast_parse(source, filename=name))
         return compile_cell(self.compile, tree, name, self.ast_node_interactivity, order.awaits)
+
+    def _forget_lines_later(self, name: str) -> None:
+        """No function outlives this cell: its lines need not be kept for longer than for its traceback."""
+        self._passing.append(name)
+        if len(self._passing) > _LINES_KEPT_CELLS:
+            old = self._passing.popleft()
+            linecache.cache.pop(old, None)
+            self.compile._filename_map.pop(old, None)
 
     def _run_codes(self, codes: list[types.CodeType]) -> BaseException | None:
         """Run a cell's code; give what it raised."""
