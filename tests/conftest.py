@@ -16,7 +16,7 @@ import pytest
 from tests.promises import MARKER, Promises, Stopwatch
 
 TESTS = Path(__file__).parent
-STARTING_PROCESSES = {"integration", "fault", "browser", "notebook", "gpu", "benchmarks"}
+STARTING_PROCESSES = {"integration", "fault", "soak", "browser", "notebook", "gpu", "benchmarks"}
 """Kinds of test that carry the marker `processes` without saying so."""
 
 LEFT_TIMEOUT_S = 5.0
@@ -27,6 +27,9 @@ LASTING_THREADS = ("IPythonHistorySavingThread", "tqdm_monitor")
 
 hypothesis.settings.register_profile("short", max_examples=60, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("long", max_examples=3000, deadline=None, print_blob=True)
+hypothesis.settings.register_profile(  # whether anything is found, not the smallest example of it
+    "mutants", phases=[hypothesis.Phase.generate], derandomize=True, database=None, deadline=None
+)
 hypothesis.settings.load_profile("short")
 
 
@@ -35,6 +38,7 @@ hypothesis.settings.load_profile("short")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="also run the tests marked `slow`")
+    parser.addoption("--nemesis-seed", type=int, help="the one schedule of faults to play (tests/fault)")
 
 
 _PROMISES = pytest.StashKey[Promises]()
