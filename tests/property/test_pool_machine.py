@@ -24,7 +24,7 @@ from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.topology import Plan, make_plan
 
-EXAMPLES = int(os.environ.get("JUPYTER_DDP_POOL_EXAMPLES", "1000"))
+EXAMPLES = int(os.environ.get("JUPYTER_DDP_POOL_EXAMPLES", "10000"))
 MAX_RANKS = 4
 SURROUNDINGS = m.Surroundings({}, "/", [], "127.0.0.1", 1, "run", 0)
 AT_REST = (p.Phase.STOPPED, p.Phase.READY, p.Phase.RUNNING)
