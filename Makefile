@@ -18,7 +18,7 @@ OLDEST_PYTHON ?= $(firstword $(shell for p in $(PYTHON) python3.11; do \
 OLDEST := .venv-oldest/bin
 OLDEST_STAMP := .venv-oldest/.installed
 
-.PHONY: help demo lab test test-fast test-oldest test-all lint bench debian-packages clean
+.PHONY: help demo lab test test-fast test-oldest test-all soak mutants lint bench debian-packages clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,7 +47,8 @@ test: $(STAMP) debian-packages lint test-oldest ## lint and every kind of test, 
 	$(BIN)/python -m pytest $(ALL_TIERS)
 
 test-fast: $(STAMP) ## the tests that start no process: under 10 s
-	$(BIN)/python -m pytest tests/unit tests/property tests/contract -m "not processes"
+	JUPYTER_DDP_POOL_EXAMPLES=1000 JUPYTER_DDP_FRAMES=10000 \
+		$(BIN)/python -m pytest tests/unit tests/property tests/contract -m "not processes"
 
 test-oldest: ## the main path with the oldest IPython, ipykernel and others that are supported
 	$(if $(OLDEST_PYTHON),$(MAKE) --no-print-directory $(OLDEST_STAMP),@echo "test-oldest: skipped, no Python 3.11")
@@ -55,6 +56,14 @@ test-oldest: ## the main path with the oldest IPython, ipykernel and others that
 
 test-all: $(STAMP) debian-packages lint test-oldest ## everything, with all seeds and sizes
 	$(BIN)/python -m pytest $(ALL_TIERS) --all --hypothesis-profile=long
+
+soak: $(STAMP) ## 10,000 cells, 500 schedules of faults, a million malformed frames: an hour or more
+	JUPYTER_DDP_SOAK=10000 JUPYTER_DDP_SCHEDULES=500 JUPYTER_DDP_FRAMES=1000000 \
+		JUPYTER_DDP_POOL_EXAMPLES=100000 $(BIN)/python -m pytest --timeout=0 \
+		tests/soak tests/fault/test_nemesis.py tests/property/test_malformed.py tests/property/test_pool_machine.py
+
+mutants: $(STAMP) ## small changes to the pool's machine: whether the tests notice; 15 minutes
+	$(BIN)/python -m tests.mutants
 
 lint: $(STAMP) ## ruff, mypy --strict, and the direction of imports
 	$(BIN)/ruff check .

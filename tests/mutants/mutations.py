@@ -1,0 +1,113 @@
+"""Small changes to a module's source, each of which makes it another program: what a good test notices."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+_OTHER_COMPARISON: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn,
+    ast.NotIn: ast.In, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt,
+}  # fmt: skip
+_BOUNDARY: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+}  # fmt: skip
+_OTHER_OPERATOR: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr, ast.Mult: ast.Add,
+}  # fmt: skip
+
+
+class Mutant(Struct, frozen=True):
+    """One change: where it is, in words, and the whole source with it."""
+
+    line: int
+    what: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.what}"
+
+
+def mutants(source: str) -> Iterator[Mutant]:
+    """Every mutant of a module, in the order of its lines."""
+    tree = ast.parse(source)
+    for at, node in enumerate(list(ast.walk(tree))):
+        if node in tree.body:
+            continue  # without a module's own statements nothing runs: no test of the tests
+        for number, _ in enumerate(_changes(node)):
+            changed = copy.deepcopy(tree)
+            victim = list(ast.walk(changed))[at]
+            before = ast.unparse(victim)
+            replacement = list(_changes(victim))[number]
+            mutated = _replace(changed, victim, replacement)
+            after = ast.unparse(replacement) if replacement is not None else "(nothing)"
+            text = ast.unparse(ast.fix_missing_locations(mutated))
+            yield Mutant(getattr(node, "lineno", 0), f"{_short(before)} → {_short(after)}", text)
+
+
+def _changes(node: ast.AST) -> Iterator[ast.AST | None]:
+    """What could stand in this node's place; None: nothing."""
+    match node:
+        case ast.Compare(left, [op], [right]):
+            yield ast.Compare(left, [_OTHER_COMPARISON[type(op)]()], [right])
+            if type(op) in _BOUNDARY:
+                yield ast.Compare(left, [_BOUNDARY[type(op)]()], [right])
+        case ast.BoolOp(op, values):
+            yield ast.BoolOp(ast.And() if isinstance(op, ast.Or) else ast.Or(), values)
+            for left_out in range(len(values)):
+                rest = values[:left_out] + values[left_out + 1 :]
+                yield rest[0] if len(rest) == 1 else ast.BoolOp(op, rest)
+        case ast.UnaryOp(ast.Not(), operand):
+            yield operand
+        case ast.BinOp(left, op, right) if type(op) in _OTHER_OPERATOR and not _is_type(node):
+            yield ast.BinOp(left, _OTHER_OPERATOR[type(op)](), right)
+        case ast.AugAssign(target, op, value) if type(op) in _OTHER_OPERATOR:
+            yield ast.AugAssign(target, _OTHER_OPERATOR[type(op)](), value)
+        case ast.IfExp(body=body, orelse=orelse):
+            yield body
+            yield orelse
+        case ast.Constant(value) if isinstance(value, bool):
+            yield ast.Constant(not value)
+        case ast.Constant(value) if isinstance(value, int | float):
+            yield ast.Constant(value + 1)
+        case ast.List(elements) if any(isinstance(e, ast.Starred) for e in elements):
+            for left_out in range(len(elements)):  # one of the effects is forgotten
+                yield ast.List(elements[:left_out] + elements[left_out + 1 :], ast.Load())
+        case ast.Return(ast.List() | ast.Call()):
+            yield ast.Return(ast.List([], ast.Load()))
+        case ast.Expr(ast.Call()) | ast.Assign() | ast.AugAssign():
+            yield None
+        case _:
+            return
+
+
+def _is_type(node: ast.BinOp) -> bool:
+    """`int | None`, where nothing is computed."""
+    names = [part for part in ast.walk(node) if isinstance(part, ast.Name | ast.Constant)]
+    return isinstance(node.op, ast.BitOr) and all(
+        isinstance(n, ast.Constant) or n.id[0].isupper() or n.id in ("int", "float", "str", "bool", "dict")
+        for n in names
+    )
+
+
+class _Exchange(ast.NodeTransformer):
+    def __init__(self, victim: ast.AST, replacement: ast.AST | None) -> None:
+        self._victim, self._replacement = victim, replacement
+
+    def visit(self, node: ast.AST) -> ast.AST | None:
+        if node is self._victim:
+            return self._replacement or ast.Pass()
+        return super().generic_visit(node)
+
+
+def _replace(tree: ast.AST, victim: ast.AST, replacement: ast.AST | None) -> ast.AST:
+    changed = _Exchange(victim, replacement).visit(tree)
+    assert changed is not None
+    return changed
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:90]
