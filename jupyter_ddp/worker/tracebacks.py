@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,3 +76,29 @@ def cell_line(tb: TracebackType | None, is_cell_file: Callable[[str], bool]) -> 
     """The innermost line of a cell in a traceback; 0 if there is none."""
     lines = [f.tb_lineno for f in _frames(tb) if is_cell_file(f.tb_frame.f_code.co_filename)]
     return lines[-1] if lines else 0
+
+
+_KEEPERS = ("executing.executing", "executing._position_node_finder", "stack_data.core", "stack_data.utils")
+
+
+def forget_sources(is_cell_file: Callable[[str], bool]) -> None:
+    """What stack_data keeps of a cell it has shown in a traceback: 34 KB, for as long as the process lives.
+
+    What it keeps of libraries' files it will need again; but its functions' own caches have no end, and go
+    as a whole. The names are those of its base class (executing.Source); where a version has others, all
+    is kept.
+    """
+    stack_data = sys.modules.get("stack_data")
+    if stack_data is None:
+        return
+    for name in ("__source_cache_with_lines", "__executing_cache"):
+        cache = vars(stack_data.Source).get(name, {})
+        for key in list(cache):  # begins with a file's name, or with code, which has it
+            first = key[0] if isinstance(key, tuple) else key
+            if is_cell_file(str(getattr(first, "co_filename", first))):
+                del cache[key]
+    for module in map(sys.modules.get, _KEEPERS):
+        for owner in (module, getattr(module, "Source", None)):
+            for function in list(vars(owner).values()) if owner else ():
+                if hasattr(function, "cache_clear"):
+                    function.cache_clear()

@@ -95,9 +95,13 @@ def test_groups_and_healed_ranks_leave_nothing_behind(monkeypatch: pytest.Monkey
 
 
 def run_cells(cluster: Cluster, count: int) -> None:
-    """Cells as people write them: each another text, with output and a value."""
+    """Cells as people write them: each another text, with output, a value, now and then an error."""
     for number in range(count):
-        cluster.run(f"# {number}\n{REDUCE}\nprint('step', {number}, 'x' * 200)\nt.item() + {number}")
+        if number % 50 == 49:
+            record = cluster.run(f"if rank == 1: raise ValueError({number})", check=False)
+            assert record[1].verdict == "error"
+        else:
+            cluster.run(f"# {number}\n{REDUCE}\nprint('step', {number}, 'x' * 200)\nt.item() + {number}")
 
 
 def break_the_group(cluster: Cluster) -> None:
