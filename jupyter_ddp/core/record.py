@@ -253,6 +253,7 @@ class CellRecord:
         with self._lock:
             self.version += 1
             for r in self:
+                r.changed_at = self.version
                 r.note(text)
 
     def _fold_display(self, r: RankRecord, message: m.Display) -> None:

@@ -11,6 +11,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from ipykernel.comm.comm import BaseComm
 
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.record import CellRecord
@@ -37,26 +40,33 @@ def stream(
     record = CellRecord(1, range(n_ranks), lock=threading.RLock())
     execution = Execution(record)
     screen = CellDisplay(live, LiveViews())
-    times = {"showing": 0.0}
-
-    def show(news: CellRecord, done: bool) -> bool:
-        began = time.perf_counter()
-        more = screen.show(news, done)
-        times["showing" if not done else "last"] = times.get("showing", 0.0) * (not done) + (
-            time.perf_counter() - began
-        )
-        return more
+    times: dict[str, float] = {}
+    told = _listen()
 
     feeder = threading.Thread(target=_feed, args=(execution, seconds, what, times), daemon=True)
-    follower = Follower(execution, lambda event, timeout: event.wait(timeout), show)
+    follower = Follower(execution, lambda event, timeout: event.wait(timeout), screen.show)
     feeder.start()
     while not execution.done:
         follower.step()
-    show(record, True)
+    screen.show(record, True)
     feeder.join()
     steps = round(seconds * TIMES_A_SECOND) * LINES_AT_ONCE
     wrong = [r.rank for r in record if r.stdout != "".join(what(r.rank, i) + "\n" for i in range(steps))]
-    Path(report).write_text(json.dumps({**times, "wrong": wrong}))
+    Path(report).write_text(json.dumps({**times, "told": told, "wrong": wrong}))
+
+
+def _listen() -> list[tuple[float, int]]:
+    """When comm messages are sent from here on, and how many bytes of JSON they hold."""
+    told: list[tuple[float, int]] = []
+    publish = BaseComm.publish_msg
+
+    def noted(self: BaseComm, msg_type: str, data: Any = None, *args: Any, **kwargs: Any) -> None:
+        if msg_type == "comm_msg":
+            told.append((time.monotonic(), len(json.dumps(data))))
+        publish(self, msg_type, data, *args, **kwargs)
+
+    BaseComm.publish_msg = noted  # type: ignore[method-assign]
+    return told
 
 
 def _feed(
