@@ -17,6 +17,7 @@ from typing import Any
 from IPython.core.getipython import get_ipython
 
 from jupyter_ddp.core.record import CellRecord
+from jupyter_ddp.kernel.late_pages import LatePages
 from jupyter_ddp.kernel.subshell import Subshell
 from jupyter_ddp.view.news import MESSAGE_BYTES, WHOLE_BYTES, NewsReader, size_bytes
 from jupyter_ddp.view.pacing import Allowance
@@ -110,6 +111,7 @@ class LiveViews:
     def __init__(self) -> None:
         self._kept: deque[LiveView] = deque()
         self._subshell: Subshell | None = None
+        self._late_pages: LatePages | None = None
 
     def open(self, record: CellRecord) -> LiveView | None:
         """None without a notebook kernel, and where anywidget cannot be imported."""
@@ -121,10 +123,16 @@ class LiveViews:
             return None
         if self._subshell is None:
             self._subshell = Subshell()
-        return LiveView(record, self._subshell)
+            self._late_pages = LatePages(self._subshell)
+        view = LiveView(record, self._subshell)
+        if self._late_pages is not None:
+            self._late_pages.begin()
+        return view
 
     def end(self, view: LiveView) -> None:
         """The cell has ended, and the static page stands where the view was."""
+        if self._late_pages is not None:
+            self._late_pages.end()
         if view.reloaded:
             view.tell()
         self._kept.append(view)

@@ -39,6 +39,16 @@ class Subshell:
     def _route(self, data: Any, asked_for: str | None) -> str | None:
         return asked_for or self._id
 
+    @property
+    def usable(self) -> bool:
+        """This notebook kernel has subshells."""
+        return self._channel is not None
+
+    @property
+    def id(self) -> str | None:
+        """Its name for ipykernel; None so far, or where there is none."""
+        return self._id
+
     def close(self) -> None:
         """End the thread. Messages that come later are handled between cells."""
         ended, self._id = self._id, None

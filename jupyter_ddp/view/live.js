@@ -618,6 +618,7 @@ class View {
   }
 
   tick() {
+    if (!this.store.counts.running && this.clock.textContent) return; // the cell has ended
     const seconds = Math.floor((performance.now() - this.store.began) / 1000);
     const text = seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
     this.clock.textContent = this.store.gone ? "ended" : text;
