@@ -548,6 +548,7 @@ class View {
     this.selected = "all";
     this.wanted = "";
     this.follow = true;
+    this.top = 0; // of the body, when it was last scrolled
     this.parts = new Map();
     this.tabs = new Map();
     this.build(el);
@@ -665,7 +666,10 @@ class View {
 
   onScroll() {
     const { scrollHeight, scrollTop, clientHeight } = this.body;
-    this.follow = scrollHeight - scrollTop - clientHeight < 24;
+    // Lines that come, and heights that become known, move the end away; only a person moves the top up.
+    if (scrollHeight - scrollTop - clientHeight < 24) this.follow = true;
+    else if (scrollTop < this.top) this.follow = false;
+    this.top = scrollTop;
     this.followButton.hidden = this.follow || !this.whole;
   }
 
@@ -815,8 +819,15 @@ class View {
       if (part.visible || whole) part.draw(groups[at][0], groups[at][1], rows, this.wanted);
     });
     if (!parts.length) this.drawNothing();
-    if (whole && this.follow) this.body.scrollTop = this.body.scrollHeight;
+    if (whole && this.follow) this.toEnd();
     this.followButton.hidden = this.follow || !whole;
+  }
+
+  toEnd() {
+    this.body.scrollTop = this.body.scrollHeight;
+    requestAnimationFrame(() => {
+      if (this.follow && this.whole) this.body.scrollTop = this.body.scrollHeight; // heights are known now
+    });
   }
 
   partOf(key) {

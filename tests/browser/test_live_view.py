@@ -147,6 +147,8 @@ def test_the_tail_is_followed_until_somebody_scrolls_up(lab: NotebookPage) -> No
     eventually(lambda: live.body.inner_text().count("\n") > count + 20, 5, "more lines")
     assert live.body.evaluate("b => b.scrollTop") == top
     follow.click()
+    eventually(lambda: live.body.evaluate(at_end), 2, "the end again")
+    live.sees("step 200 of")
     assert live.body.evaluate(at_end)
 
 
