@@ -23,6 +23,7 @@ import msgspec
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
+from jupyter_ddp.core.lookout import Lookout
 from jupyter_ddp.core.topology import make_plan
 
 BEGIN, END = "<!-- pool: `python docs/pool_diagram.py --write` -->", "<!-- end of pool -->"
@@ -87,6 +88,14 @@ def _news_of(pool: p.Pool, rank: int, state: p.RankState) -> Iterator[tuple[str,
             "cell finished, group broken",
             m.CellFinished(**said, verdict="interrupted", duration_s=0.0, group_broken=True),
         )
+        yield (
+            "cell finished",
+            m.CellFinished(**said, verdict="ok", duration_s=0.0, unfinished=True),
+        )
+    if (look := pool.open_look) is not None and not pool.running_on:
+        for op in {"all_reduce", "barrier"} if rank else {"all_reduce"}:
+            state = m.GroupState("0", (), 1, (m.Call(1, op, finished=False),))
+            yield "ranks seen", m.RankSeen(**said, look=look, doing="idle", groups=(state,))
 
 
 def _time_of(pool: p.Pool, event: ev.Event) -> float:
@@ -106,6 +115,9 @@ def _reduced(name: str, value: Any, pool: p.Pool) -> Any:
         return bool(value)
     if name == "presses":
         return min(value, 3)
+    if isinstance(value, Lookout):
+        sights = [type(sight).__name__ for sight in value._sights.values()]
+        return value.open_look is not None, sorted(value._awaited), sights, bool(value.hang_text)
     if isinstance(value, dict):
         return [(key, _reduced("", item, pool)) for key, item in value.items()]
     if isinstance(value, list | tuple | set | frozenset):

@@ -29,6 +29,15 @@ class CellRequested(Struct, frozen=True):
     checks: bool = False
     timeout_s: float = 0.0
     """It is interrupted when it takes longer; 0: it may take as long as it does."""
+    hang_timeout_s: float = 0.0
+    """A hang that lasts so long ends the cell; 0: none does."""
+
+
+class LookRequested(Struct, frozen=True):
+    """Somebody wants to know what every rank does. `number`, above 0, comes back with the answers."""
+
+    number: int
+    full: bool = False
 
 
 class ResizeRequested(Struct, frozen=True):
@@ -65,6 +74,7 @@ class Ticked(Struct, frozen=True):
 Event = (
     StartRequested
     | CellRequested
+    | LookRequested
     | ResizeRequested
     | HealRequested
     | InterruptRequested
@@ -78,6 +88,9 @@ Event = (
     | m.GroupFailed
     | m.WorkerExited
     | m.CellFinished
+    | m.RankSeen
+    | m.RankUnseen
+    | m.RankStuck
 )
 
 
@@ -105,6 +118,10 @@ class CellEnded(Struct, frozen=True):
     deaths: tuple[m.WorkerExited, ...] = ()
     reasons: dict[int, str] = {}
     """Words for a verdict that the rank itself did not give: {0: "blocked by rank 1"}."""
+    warnings: tuple[str, ...] = ()
+    """What makes its results doubtful, one line each."""
+    hang: str = ""
+    """Why the ranks that were interrupted were so, where the cell would have hung."""
 
 
 class CellRefused(Struct, frozen=True):
@@ -126,4 +143,11 @@ class Announced(Struct, frozen=True):
     text: str
 
 
-Effect = SendToNodes | StartFinished | CellEnded | CellRefused | StopFinished | Announced
+class HangSeen(Struct, frozen=True):
+    """A cell is held up: who waits for whom, in one line; "" when it goes on."""
+
+    cell: int
+    text: str
+
+
+Effect = SendToNodes | StartFinished | CellEnded | CellRefused | StopFinished | Announced | HangSeen

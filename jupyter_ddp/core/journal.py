@@ -16,7 +16,7 @@ _HEADER_WORDS = 8
 _HEADER_BYTES = _HEADER_WORDS * 8
 CAPACITY_BYTES = PAGE_BYTES - _HEADER_BYTES
 
-_BASE, _END, _STREAM, _CELL, _LINE, _GENERATION, _SEQ = range(7)
+_BASE, _END, _STREAM, _CELL, _LINE, _GENERATION, _SEEN = range(7)
 _STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
 
 
@@ -87,6 +87,15 @@ class Journal:
     @line.setter
     def line(self, line: int) -> None:
         self._words[_LINE] = line
+
+    @property
+    def seen_ns(self) -> int:
+        """When a Python thread of the rank last ran, on the system's monotonic clock; 0: never yet."""
+        return self._words[_SEEN]
+
+    @seen_ns.setter
+    def seen_ns(self, now_ns: int) -> None:
+        self._words[_SEEN] = now_ns
 
     def release(self) -> None:
         """Let go of the page, so that its mapping can be closed."""

@@ -103,8 +103,18 @@ class EndWorker(Message, frozen=True):
     """Leave, running exit functions."""
 
 
-RankCommand = FormGroup | RunCell | BreakGroup | EndWorker
-NodeToRank = BeginWorker | FormGroup | RunCell | BreakGroup | EndWorker
+class Look(Message, frozen=True):
+    """Say what you do, whatever you do. `full`: with the stacks of all threads.
+
+    `number` comes back with the answer; the pool's own are below 0.
+    """
+
+    number: int
+    full: bool = False
+
+
+RankCommand = FormGroup | RunCell | BreakGroup | EndWorker | Look
+NodeToRank = BeginWorker | FormGroup | RunCell | BreakGroup | EndWorker | Look
 
 
 # --- what a node agent is told ------------------------------------------------------------------
@@ -204,6 +214,21 @@ class WorkerSuspended(Message, frozen=True):
     rank: int
     pid: int
     suspended: bool
+
+
+class RankUnseen(Message, frozen=True):
+    """A rank did not answer a `Look` in time: what its agent knows of it.
+
+    `state` is its process's in /proc ("T": stopped, "R": running, "": gone), `silent_s` how long none of
+    its Python threads has run, `line` the cell's line that it was last seen on.
+    """
+
+    rank: int
+    look: int
+    cell: int
+    line: int
+    state: str
+    silent_s: float
 
 
 class FdOutput(Message, frozen=True):
@@ -322,13 +347,85 @@ class CellError(Struct, frozen=True, forbid_unknown_fields=True):
     traceback: list[str]
 
 
-class CellFinished(FromRank, frozen=True):
-    """The cell ended on this rank."""
+class GroupCount(Struct, frozen=True, forbid_unknown_fields=True):
+    """How many collectives of a group a rank has entered, at little cost: not to be relied on alone.
+
+    `members` are global ranks, ascending; empty for the whole world.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    entered: int
+
+
+class CellFinished(FromRank, frozen=True, omit_defaults=True):
+    """The cell ended on this rank.
+
+    `counts` are of the groups that the rank has used in this cell; `unfinished` says that it has left
+    an operation of theirs behind that has not come to its end.
+    """
 
     verdict: Literal["ok", "error", "interrupted"]
     duration_s: float
     group_broken: bool = False
     error: CellError | None = None
+    counts: tuple[GroupCount, ...] = ()
+    unfinished: bool = False
+
+
+class Call(Struct, frozen=True, forbid_unknown_fields=True):
+    """A collective that a rank has entered. `number` counts a group's collectives from 1.
+
+    `line` is the notebook cell's (0: none), `place` the innermost of the user's own ("data.py:31").
+    """
+
+    number: int
+    op: str
+    line: int = 0
+    place: str = ""
+    finished: bool = True
+    background: bool = False
+    """Made by a thread that the user has started."""
+
+
+class GroupState(Struct, frozen=True, forbid_unknown_fields=True):
+    """A process group as one of its members has it, from torch's flight recorder.
+
+    `members` as in GroupCount; `entered` is the last collective's number, -1 where that is not known;
+    `calls` the last of them, oldest first.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    entered: int
+    calls: tuple[Call, ...] = ()
+
+
+class RankSeen(FromRank, frozen=True):
+    """The answer to a `Look`, from the rank's control thread.
+
+    `line`, `place` and `function` say where the main thread is; `doing` is "idle", "computing",
+    "sleeping" or "waiting", for `for_s` seconds there. `waits_in` is what it waits in that needs other
+    ranks ("all_reduce", "recv", "new_group", "a store"; "" when it does not), `peer` from or for whom in
+    a point-to-point call.
+    """
+
+    look: int
+    doing: str
+    line: int = 0
+    place: str = ""
+    function: str = ""
+    for_s: float = 0.0
+    waits_in: str = ""
+    peer: int = -1
+    groups: tuple[GroupState, ...] = ()
+    stacks: str = ""
+
+
+class RankStuck(FromRank, frozen=True):
+    """The rank has waited for others in one place for so long; 0: it goes on again. Said each 10 s."""
+
+    for_s: float
 
 
 class NotCopied(Struct, frozen=True, forbid_unknown_fields=True):
@@ -359,6 +456,8 @@ RankMessage = (
     | ClearOutput
     | Notice
     | CellFinished
+    | RankSeen
+    | RankStuck
 )
 
 CellMessage = Output | FdOutput | Display | ClearOutput | Notice | CellFinished
@@ -372,6 +471,7 @@ NodeToKernel = (
     | WorkerExited
     | Usage
     | WorkerSuspended
+    | RankUnseen
     | FdOutput
     | WorkerConnected
     | GroupFormed
@@ -382,6 +482,8 @@ NodeToKernel = (
     | ClearOutput
     | Notice
     | CellFinished
+    | RankSeen
+    | RankStuck
 )
 
 MimeBundle = dict[str, Any]

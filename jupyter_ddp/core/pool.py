@@ -22,6 +22,7 @@ from jupyter_ddp.core.events import (
     Event,
     HealRequested,
     InterruptRequested,
+    LookRequested,
     NodeLost,
     ResizeRequested,
     SendToNodes,
@@ -32,6 +33,7 @@ from jupyter_ddp.core.events import (
     Ticked,
 )
 from jupyter_ddp.core.faults import describe_exit, describe_status
+from jupyter_ddp.core.lookout import Lookout, Purpose
 from jupyter_ddp.core.running_cell import RunningCell
 from jupyter_ddp.core.topology import Plan, named
 from jupyter_ddp.core.verdicts import Verdict
@@ -48,6 +50,11 @@ INTERRUPT_TIMEOUT_S = 2.0
 PEER_FAILED_TIMEOUT_S = 5.0
 """After a rank's exception, how long the others may take before waits on it are broken."""
 PEER_DIED_TIMEOUT_S = 1.0
+
+OUT_OF_STEP_MEANS = (
+    "the cell's results may be wrong; the process group is formed again and variables are kept"
+)
+SILENT_MEANS = "wait for it, or interrupt again: the third interrupt kills it"
 
 
 class Phase(enum.Enum):
@@ -85,6 +92,7 @@ class Pool:
         self.ranks: dict[int, RankState] = {}
         self.plan: Plan | None = None
         self._cell: RunningCell | None = None
+        self._lookout = Lookout()
         self._next: CellRequested | None = None  # waits for the group that is being formed
         self._deadline: float | None = None
         self._failure = ""  # why a start is being undone
@@ -107,8 +115,20 @@ class Pool:
     def next_deadline(self) -> float | None:
         """When `Ticked` is due, on the clock that `now` comes from; None: nothing is waited for."""
         late = self._cell.timeout_at if self._cell else None
-        due = [d for d in (self._deadline, self._gone_deadline, late) if d is not None]
-        return min(due) if due else None
+        due = [self._deadline, self._gone_deadline, late, self._lookout.deadline, self._hang_deadline]
+        return min((d for d in due if d is not None), default=None)
+
+    @property
+    def open_look(self) -> int | None:
+        """The number of the pool's own question to its ranks that is not answered yet."""
+        return self._lookout.open_look
+
+    @property
+    def _hang_deadline(self) -> float | None:
+        cell = self._cell
+        if cell is None or cell.break_sent:
+            return None
+        return self._lookout.hang_deadline(cell.hang_timeout_s)
 
     @property
     def dead(self) -> tuple[int, ...]:
@@ -130,6 +150,12 @@ class Pool:
         match event:
             case m.CellFinished():
                 return self._finished(event, now)
+            case m.RankStuck():
+                return self._stuck(event, now)
+            case m.RankSeen() | m.RankUnseen():
+                return self._looked(now) if self._lookout.take(event) else []
+            case LookRequested():
+                return [_tell(self.alive, m.Look(event.number, event.full))] if self.alive else []
             case CellRequested():
                 return self._run(event, now)
             case StartRequested():
@@ -275,7 +301,7 @@ class Pool:
             return []
         if refusal := self._refusal(event.targets):
             return [CellRefused(event.cell, refusal)]
-        self.phase, self._cell = Phase.RUNNING, RunningCell(event.cell, event.targets)
+        self.phase, self._cell = Phase.RUNNING, RunningCell(event.cell, event.targets, event.hang_timeout_s)
         if event.timeout_s:
             self._cell.limit(event.timeout_s, now)
         members = () if len(event.targets) == len(self.ranks) else event.targets
@@ -309,6 +335,7 @@ class Pool:
         cell.group_broken |= event.group_broken
         blocked = event.group_broken and event.verdict == "interrupted"
         cell.end(event.rank, event.verdict, blocked=blocked)
+        self._lookout.note(event)
         if event.verdict == "error" or event.group_broken:
             self._break_by(now + PEER_FAILED_TIMEOUT_S)
         return self._maybe_end_cell(now)
@@ -322,7 +349,15 @@ class Pool:
         cell = self._cell
         if cell is None or cell.waiting:
             return []
+        whole = not (cell.group_broken or self.dead)
+        if whole and self._lookout.steps.suspect(self.world_size):
+            self._deadline = None
+            return self._lookout.look(Purpose.STEPS, self.alive, now)
+        return self._end_cell(cell, now)
+
+    def _end_cell(self, cell: RunningCell, now: float, *, in_step: bool = False) -> list[Effect]:
         self._cell = None
+        self._lookout.end_cell(in_step=in_step)
         self._rest(Phase.READY)
         if cell.group_broken and not self.dead:
             self.phase, self._deadline = Phase.FORMING, now + FORM_TIMEOUT_S
@@ -342,6 +377,8 @@ class Pool:
         if cell is None:
             return self._refuse_next("interrupted before it began; nothing was run")
         cell.presses += 1
+        if not cell.waiting:  # it has ended, but for a look at how
+            return self._end_cell(cell, now)
         whom = named(sorted(cell.waiting), "-")
         if cell.presses == 1:
             self._break_by(now + INTERRUPT_TIMEOUT_S)
@@ -349,13 +386,13 @@ class Pool:
             return [_signal(cell.waiting, signal.SIGINT)]
         if cell.presses == 2:
             text = f"interrupt: {whom}: breaking the process group; variables are kept"
-            return [Announced(text), *self._break()]
+            return [Announced(text), *self._break(now)]
         cell.break_sent = cell.kill_sent = True
         self._deadline = now + KILL_TIMEOUT_S
         kill = _signal(cell.waiting, signal.SIGKILL, group=True)
         return [Announced(f"interrupt: killing {whom}; what only they hold is lost"), kill]
 
-    def _break(self) -> list[Effect]:
+    def _break(self, now: float) -> list[Effect]:
         """Free whatever waits in the group: step 2 of the ladder."""
         cell = self._cell
         if cell is None or cell.break_sent:
@@ -363,9 +400,48 @@ class Pool:
         cell.break_sent = cell.group_broken = True
         self._deadline = None
         effects = self._free()
-        if cell.presses:
+        if cell.presses or cell.hang:
             effects.append(_signal(cell.waiting, signal.SIGINT))
+            effects += self._lookout.look(Purpose.INTERRUPT, self.alive, now)
         return effects
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def _stuck(self, event: m.RankStuck, now: float) -> list[Effect]:
+        cell = self._cell
+        if cell is None or event.cell != cell.cell or not cell.waiting:
+            return []
+        return self._lookout.hear(event, cell.waiting, self.alive, now)
+
+    def _looked(self, now: float) -> list[Effect]:
+        """The answers are there, or as many as there will be."""
+        cell = self._cell
+        if cell is None:
+            return []
+        ended = set(cell.verdicts)
+        found = self._lookout.conclude(cell.waiting, ended, self.world_size)
+        if not cell.waiting:
+            if found.out_of_step:
+                cell.group_broken = True
+                cell.warnings.append(f"{found.out_of_step}: {OUT_OF_STEP_MEANS}")
+            return self._end_cell(cell, now, in_step=found.certain and not found.out_of_step)
+        effects: list[Effect] = []
+        # Whoever comes to wait for a failed rank later says so when it has been stuck.
+        if found.blocked and (Purpose.PEERS in found.purposes or cell.failed):
+            return self._break(now)
+        if Purpose.INTERRUPT in found.purposes and found.silent:
+            words = f"{'; '.join(found.silent)}: {SILENT_MEANS}"
+            return [Announced(words), *self._lookout.tell(cell.cell, words)]
+        if Purpose.HANG in found.purposes:
+            effects += self._lookout.tell(cell.cell, found.hang.text if found.hang else "")
+            if found.hang is not None and found.hang.out_of_step:
+                effects += self._end_hang(cell, now)
+        return effects
+
+    def _end_hang(self, cell: RunningCell, now: float) -> list[Effect]:
+        """What would not end of itself, or has not for as long as the user has set, is ended."""
+        cell.hang = self._lookout.hang_text
+        return self._break(now)
 
     def _give_up_unkillable(self, cell: RunningCell, now: float) -> list[Effect]:
         for rank in sorted(cell.waiting):
@@ -498,6 +574,7 @@ class Pool:
         cell, self._cell = self._cell, None
         effects = self._refuse_next(why)
         if cell is not None:
+            self._lookout.end_cell()
             for rank in sorted(cell.waiting):
                 cell.end(rank, verdict, why)
             effects.append(cell.ended())
@@ -535,7 +612,20 @@ class Pool:
     # -- deadlines -------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> list[Effect]:
-        return [*self._kill_lingering(now), *self._pass_deadline(now), *self._stop_late_cell(now)]
+        return [
+            *self._kill_lingering(now),
+            *self._pass_look(now),
+            *self._pass_deadline(now),
+            *self._stop_late_cell(now),
+        ]
+
+    def _pass_look(self, now: float) -> list[Effect]:
+        """Answers that have not come by now never will; a hang has lasted as long as it may."""
+        overdue, hang = self._lookout.deadline, self._hang_deadline
+        effects = self._looked(now) if overdue is not None and now >= overdue else []
+        if self._cell is not None and hang is not None and now >= hang:
+            effects += self._end_hang(self._cell, now)
+        return effects
 
     def _kill_lingering(self, now: float) -> list[Effect]:
         """Ranks that were let go have had their time."""
@@ -569,8 +659,10 @@ class Pool:
                 return [Announced(f"{late}; %ddp restart starts anew"), *self._ready(now)]
             case Phase.RUNNING if self._cell and self._cell.kill_sent:
                 return self._give_up_unkillable(self._cell, now)
+            case Phase.RUNNING if self._cell and not (self._cell.presses or self._cell.deaths):
+                return self._lookout.look(Purpose.PEERS, self.alive, now)
             case Phase.RUNNING:
-                return self._break()
+                return self._break(now)
             case Phase.STOPPING if not self._kill_sent:
                 self._kill_sent, self._deadline = True, now + KILL_TIMEOUT_S
                 return [_signal(self.alive, signal.SIGKILL, group=True)]

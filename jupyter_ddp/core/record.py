@@ -133,6 +133,8 @@ class Snapshot(Struct, frozen=True):
     """What a view needs of a cell, in rank order."""
 
     ranks: list[RankSnapshot]
+    hang: str = ""
+    """What holds the cell up now, in one line."""
 
 
 class CellRecord:
@@ -157,6 +159,7 @@ class CellRecord:
         self._ranks = {rank: RankRecord(rank, self.log, self._lock) for rank in sorted(ranks)}
         self._ended = 0
         self._dead: list[int] = []
+        self._hang = ""
         self.version = 0
         """Counts what was folded: a view that saw this version has seen everything."""
 
@@ -307,6 +310,27 @@ class CellRecord:
             r.death = why + line
             self._end(r, verdict)
 
+    def end_hang(self, text: str) -> None:
+        """The cell would have hung: this is why the ranks that it was interrupted on have no other end."""
+        with self._lock:
+            self.version += 1
+            for r in self:
+                if r.verdict == "interrupted" and not r.death:
+                    r.death = text
+
+    def hang(self, text: str) -> None:
+        """The cell is held up: who waits for whom, in one line; "": it goes on."""
+        with self._lock:
+            self.version += 1
+            self._hang = text
+
+    def warn(self, text: str) -> None:
+        """Something makes the cell's results doubtful, on whatever rank."""
+        with self._lock:
+            self.version += 1
+            for r in self:
+                r.notices.append(text)
+
     def _end(self, r: RankRecord, verdict: Verdict) -> None:
         if r.verdict is None:
             r.ended_after = self._ended
@@ -317,7 +341,7 @@ class CellRecord:
     @property
     def silent(self) -> bool:
         """There is nothing to show: no output, no notice, no end but a good one."""
-        return all(
+        return not self._hang and all(
             r.verdict in (None, "ok") and not (r.transcript or r.error or r.death or r.notices) for r in self
         )
 
@@ -330,7 +354,7 @@ class CellRecord:
     def snapshot(self) -> Snapshot:
         """An immutable copy of what there is to show."""
         with self._lock:
-            return Snapshot([_snapshot(r) for r in self])
+            return Snapshot([_snapshot(r) for r in self], self._hang)
 
     def close(self) -> None:
         """Let go of the log. Streams read as empty afterwards."""

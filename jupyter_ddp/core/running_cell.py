@@ -9,8 +9,10 @@ from jupyter_ddp.core.verdicts import Verdict
 
 
 class RunningCell:
-    def __init__(self, cell: int, targets: tuple[int, ...]) -> None:
+    def __init__(self, cell: int, targets: tuple[int, ...], hang_timeout_s: float = 0.0) -> None:
         self.cell = cell
+        self.hang_timeout_s = hang_timeout_s
+        """A hang that lasts so long ends the cell; 0: none does."""
         self.waiting = set(targets)
         self.verdicts: dict[int, Verdict] = {}
         self.deaths: list[m.WorkerExited] = []
@@ -24,6 +26,9 @@ class RunningCell:
         """When the user wants it to be interrupted."""
         self.late: set[int] = set()
         """Whom it still waited for at that time."""
+        self.hang = ""
+        """Why the pool has ended it, where it would have hung."""
+        self.warnings: list[str] = []
         self._blocked: set[int] = set()
         self._timeout_s = 0.0
 
@@ -42,6 +47,11 @@ class RunningCell:
         if blocked:
             self._blocked.add(rank)
 
+    @property
+    def failed(self) -> bool:
+        """On some rank it has ended otherwise than well."""
+        return any(verdict != "ok" for verdict in self.verdicts.values())
+
     def ended(self) -> CellEnded:
         """The blame goes to the ranks that failed of themselves, not to those that waited for them."""
         culprits = sorted(r for r, v in self.verdicts.items() if v in ("error", "died"))
@@ -51,4 +61,5 @@ class RunningCell:
         for rank in self.late:
             if self.verdicts[rank] == "interrupted":
                 self.reasons.setdefault(rank, f"interrupted by --timeout {self._timeout_s:g}")
-        return CellEnded(self.cell, self.verdicts, tuple(self.deaths), self.reasons)
+        deaths, warnings = tuple(self.deaths), tuple(self.warnings)
+        return CellEnded(self.cell, self.verdicts, deaths, self.reasons, warnings, self.hang)

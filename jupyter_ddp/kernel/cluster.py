@@ -29,6 +29,7 @@ from jupyter_ddp.core.faults import describe_exit
 from jupyter_ddp.core.healing import COPY_TIMEOUT_S, HEAL_TIMEOUT_S
 from jupyter_ddp.core.log import QUOTA_BYTES
 from jupyter_ddp.core.record import CellRecord
+from jupyter_ddp.core.steps import Sight
 from jupyter_ddp.core.topology import (
     Plan,
     default_world_size,
@@ -45,10 +46,12 @@ from jupyter_ddp.kernel.healing import NOTHING_TO_HEAL, outcome
 from jupyter_ddp.kernel.interrupts import InterruptsTo
 from jupyter_ddp.kernel.limits import check_timeout, check_world_size, usable_cores
 from jupyter_ddp.kernel.rendezvous import Rendezvous
+from jupyter_ddp.kernel.sightings import ANSWER_TIMEOUT_S, Sightings
 from jupyter_ddp.kernel.source import PreparedSource, prepare
 from jupyter_ddp.kernel.torch_import import TorchImport
 from jupyter_ddp.launch.local import LocalNode
 from jupyter_ddp.view.status import status_text
+from jupyter_ddp.view.whereabouts import dump_text, where_text
 
 if TYPE_CHECKING:
     from jupyter_ddp.kernel.panel import Feed, Panel
@@ -142,6 +145,7 @@ class Cluster:
         self._hostname = ""
         self._announced: deque[str] = deque(maxlen=100)
         self._healed: list[m.RankHealed] = []
+        self._sightings = Sightings()
         self.stages: dict[str, float] = {}
         """Seconds after its start at which the forkserver came to each stage."""
 
@@ -299,12 +303,14 @@ class Cluster:
         timeout_s: float | None = None,
         on_news: OnNews | None = None,
         count: int = 0,
+        hang_timeout_s: float = 0.0,
     ) -> CellRecord:
         """Run a cell's source on the ranks, and wait for its end; start the pool if there is none.
 
         `targets`: ranks, as "0,2-3", "::2" or numbers; None for all. `on_news(record, done)` is called
         from this thread as output comes, at most ten times a second (where it returns True, without more
-        output too), and at the end. `count` is the notebook's prompt number.
+        output too), and at the end. `count` is the notebook's prompt number. A hang (a rank waits for one
+        that does not come) that lasts `hang_timeout_s` ends the cell; 0 leaves that to whoever watches.
 
         `check_collectives`: compare each collective's operation, shape and dtype among its ranks before it
         begins (`%%ddp --check`). `timeout_s`: interrupt the cell when it takes longer.
@@ -336,6 +342,7 @@ class Cluster:
                     count,
                     check_collectives,
                     timeout_s or 0.0,
+                    hang_timeout_s,
                 )
             )
             self._forget_surplus()  # while the ranks are at work
@@ -380,6 +387,30 @@ class Cluster:
             follow.step()
         if on_news is not None and not execution.refusal:
             on_news(execution.record, True)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def where(self) -> str:
+        """What each rank does: its line, for how long, its last collective, and who waits for whom.
+
+        At any time, from any thread, also while a cell runs; takes at most two seconds.
+        """
+        return where_text(self._look(full=False), sorted(self._pool.running_on), self.world_size)
+
+    def dump(self) -> str:
+        """The same, with the stacks of all threads and the last collectives of every group."""
+        return dump_text(self._look(full=True), sorted(self._pool.running_on), self.world_size)
+
+    def _look(self, *, full: bool) -> dict[int, Sight]:
+        if self._pool.phase is p.Phase.STOPPED:
+            raise PoolError("there is no pool; %ddp start -n 4 starts one")
+        question = self._sightings.open(self._pool.alive)
+        try:
+            self._submit(ev.LookRequested(question.number, full))
+            question.answered.wait(ANSWER_TIMEOUT_S)
+        finally:
+            self._sightings.close(question)
+        return dict(sorted(question.sights.items()))
 
     # -- the pool's life -------------------------------------------------------------------------
 
@@ -641,6 +672,8 @@ class Cluster:
             case m.Usage():
                 for usage in message.ranks:
                     self._usage.fold(usage)
+            case m.RankSeen() | m.RankUnseen():
+                self._sightings.take(message)
             case m.PreloadFailed():
                 self._forkserver_lost = True  # living ranks go on; the next start makes a new one
             case m.RankHealed():
@@ -680,6 +713,11 @@ class Cluster:
                     refused.finish()
             case ev.Announced():
                 self._announced.append(effect.text)
+            case ev.HangSeen():
+                held_up = self._executions.get(effect.cell)
+                if held_up is not None:
+                    held_up.record.hang(effect.text)
+                    held_up.tell_at_once()
             case ev.SendToNodes():
                 pass  # the exchange sends it
             case _:
@@ -695,6 +733,11 @@ class Cluster:
         for rank, reason in effect.reasons.items():
             if rank not in dead:
                 execution.record.settle(rank, effect.verdicts[rank], reason)
+        if effect.hang:
+            execution.record.end_hang(effect.hang)
+        for warning in effect.warnings:
+            execution.record.warn(warning)
+        execution.record.hang("")
         execution.finish()
 
 

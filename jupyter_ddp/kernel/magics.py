@@ -8,7 +8,7 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, magics_class, no_var_expand
 from IPython.display import display
-from traitlets import Enum, Int, observe
+from traitlets import Enum, Float, Int, observe
 
 from jupyter_ddp.core.errors import PoolError, UsageError
 from jupyter_ddp.core.log import QUOTA_BYTES
@@ -43,6 +43,13 @@ class DDPMagics(Magics):
         ("auto", "live", "static"),
         default_value="auto",
         help="Show output while a cell runs (live), once at its end (static), or as the front end can.",
+    ).tag(config=True)
+
+    hang_timeout: Any = Float(
+        600.0,
+        min=0.0,
+        help="Where nobody watches (static), end a cell whose ranks wait so many seconds for one that does "
+        "not come; 0 never does.",
     ).tag(config=True)
 
     log_quota: Any = Int(
@@ -93,6 +100,8 @@ class DDPMagics(Magics):
         %ddp            the panel: what each rank is and does, and buttons to act on them
         %ddp status | start [-n N] | stop | restart | resize N | heal [--from RANK] | interrupt
             heal            replaces dead ranks; --from copies a living rank's variables into them
+        %ddp where | dump
+            where           what each rank does, and who waits for whom; dump: with all stacks
 
         On every rank: rank, local_rank, world_size, device, torch, dist. Variables live on.
         """
@@ -116,7 +125,8 @@ class DDPMagics(Magics):
         request = front_end_request()
         first_line, count = self._place_of_cell(cell, request.get("code", ""))
         record: CellRecord | None = None
-        screen = CellDisplay(self._is_live(request), self._views)
+        live = self._is_live(request)
+        screen = CellDisplay(live, self._views)
 
         def show(news: CellRecord, done: bool) -> bool:
             nonlocal record
@@ -134,6 +144,7 @@ class DDPMagics(Magics):
                 timeout_s=options.timeout_s,
                 on_news=show,
                 count=count,
+                hang_timeout_s=0.0 if live else self.hang_timeout,
             )
         finally:
             if record is not None and options.output is not None:
@@ -197,6 +208,10 @@ class DDPMagics(Magics):
                 self._say(cluster.heal(options.source))
             case "interrupt":
                 cluster.interrupt()
+            case "where":
+                self._say(cluster.where())
+            case "dump":
+                self._say(cluster.dump())
             case other:
                 raise AssertionError(other)
         self._say_announcements()

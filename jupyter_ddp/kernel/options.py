@@ -14,7 +14,9 @@ from jupyter_ddp.core.messages import Backend
 from jupyter_ddp.core.topology import parse_devices
 from jupyter_ddp.kernel.limits import check_timeout
 
-SUBCOMMANDS = ("panel", "status", "start", "stop", "restart", "resize", "heal", "interrupt")
+SUBCOMMANDS = (
+    "panel", "status", "start", "stop", "restart", "resize", "heal", "interrupt", "where", "dump",
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):

@@ -22,6 +22,7 @@ from jupyter_ddp.core import messages as m
 from jupyter_ddp.node.forkserver_link import Forkserver
 from jupyter_ddp.node.gpus import list_gpus
 from jupyter_ddp.node.linux import become_subreaper, children, raise_descriptor_limit
+from jupyter_ddp.node.looks import Looks
 from jupyter_ddp.node.rank_process import RankProcess
 from jupyter_ddp.node.stops import Stops
 from jupyter_ddp.node.usage import UsageSampler
@@ -65,6 +66,7 @@ class Agent:
         self._busy: set[RankProcess] = set()
         """Ranks that a cell runs on."""
         self._stops = Stops()
+        self._looks = Looks()
         self._preloaded = False
         self._forkserver_lost = False
         self._start_waiting: list[m.StartRanks] = []
@@ -101,17 +103,20 @@ class Agent:
                     self._say_gathered()
                 if self._stops:
                     self._say_all(self._stops.due(time.monotonic()))
+                if self._looks:
+                    self._say_all(self._looks.overdue())
                 self._flush()
         finally:
             self._end_all()
 
     def _pause_s(self) -> float | None:
         """How long nothing has to be done unless something happens."""
-        due_s = self._usage.due_in_s() if self._usage.watched else None
-        if not self._stops:
-            return due_s
-        told_s = self._stops.timeout_s(time.monotonic())
-        return told_s if due_s is None else min(due_s, told_s)
+        due = [self._usage.due_in_s()] if self._usage.watched else []
+        if self._stops:
+            due.append(self._stops.timeout_s(time.monotonic()))
+        if self._looks:
+            due.append(self._looks.timeout_s())
+        return min(due, default=None)
 
     def _attend(self, timeout_s: float | None, but: int = -1) -> None:
         """Wait for something to happen, on any descriptor `but` this one, and act on it."""
@@ -234,6 +239,10 @@ class Agent:
                 continue
             if isinstance(command, m.BreakGroup):
                 process.tell_control(frame)  # at once; in its place among the other commands it comes below
+            if isinstance(command, m.Look):
+                if (unseen := self._looks.ask(process, command)) is not None:
+                    self._say(unseen)
+                continue
             if isinstance(command, m.RunCell):
                 process.cell = command.cell
                 self._busy.add(process)
@@ -334,6 +343,8 @@ class Agent:
 
     def _heard(self, process: RankProcess, message: m.RankMessage, body: bytes) -> None:
         """Relay what a rank says; what its cell wrote to fd 1 and 2 goes before the cell's end."""
+        if isinstance(message, m.RankSeen):
+            self._looks.answered(process, message.look)
         if isinstance(message, m.CellFinished):
             self._say_all(process.drain())
             self._busy.discard(process)
@@ -402,6 +413,7 @@ class Agent:
         self._processes.discard(process)
         self._busy.discard(process)
         self._stops.forget(process)
+        self._say_all(self._looks.forget(process))
         process.close()
         if not self._processes:
             self._end_orphans()

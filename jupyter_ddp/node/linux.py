@@ -42,6 +42,14 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def process_state(pid: int) -> str:
+    """ "R", "S", "T", "Z", … as /proc has it; "" for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
 def oom_kills() -> int:
     """How often the kernel's out-of-memory killer struck in this process's cgroup so far."""
     try:

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 from jupyter_ddp.core import codec
@@ -18,7 +19,7 @@ from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.crash import CRASH_BYTES, CRASH_OFFSET_BYTES, line_of_crash, words_of_crash
 from jupyter_ddp.core.journal import PAGE_BYTES, Journal
 from jupyter_ddp.core.kept_states import SHARED_BYTES, KeptStates
-from jupyter_ddp.node.linux import oom_kills
+from jupyter_ddp.node.linux import oom_kills, process_state
 
 _READ_BYTES = 256 * 1024
 _STDERR_BYTES = 4 * 1024
@@ -158,6 +159,18 @@ class RankProcess:
     def line(self) -> int:
         """The running cell's line that the rank was last seen on."""
         return self.journal.line
+
+    def unseen(self, look: int) -> m.RankUnseen:
+        """What is known of a rank that does not say itself what it does."""
+        seen_ns = self.journal.seen_ns
+        return m.RankUnseen(
+            rank=self.rank,
+            look=look,
+            cell=self.cell,
+            line=self.journal.line,
+            state=process_state(self.pid) if self.pid else "",
+            silent_s=max(0.0, time.monotonic() - seen_ns / 1e9) if seen_ns else 0.0,
+        )
 
     # -- death -----------------------------------------------------------------------------------
 

@@ -28,6 +28,6 @@ def bundle(snapshot: Snapshot, live: bool = False) -> dict[str, str]:
     groups = shown(snapshot)
     limits = LIVE if live else STATIC
     return {
-        "text/plain": text.write(groups, LIVE if live else STATIC_TEXT, wording.notes(snapshot)),
+        "text/plain": text.write(groups, LIVE if live else STATIC_TEXT, wording.notes(snapshot, live)),
         "text/html": fit(groups, limits, partial(page.write, snapshot=snapshot, live=live)),
     }

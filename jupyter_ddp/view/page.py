@@ -124,7 +124,7 @@ def write(page: Page, snapshot: Snapshot, live: bool) -> str:
         unfolded=_unfolded(page),
         live=live,
         chips=wording.strip_of(snapshot) if several else [],
-        notes=wording.notes(snapshot),
+        notes=wording.notes(snapshot, live),
         silent=[] if live else sorted(silent),
         style=styles if len(page.shown) <= MAX_STYLED_GROUPS else few_styles,
     )

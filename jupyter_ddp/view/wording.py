@@ -136,9 +136,12 @@ MAX_NOTES = 20
 _MAX_NOTE_CHARS = 400
 
 
-def notes(snapshot: Snapshot) -> list[str]:
-    """Remarks on how the cell was run, one line each; whose they are, where not every rank has them."""
-    lines: list[str] = []
+def notes(snapshot: Snapshot, live: bool = False) -> list[str]:
+    """Remarks on how the cell was run, one line each; whose they are, where not every rank has them.
+
+    `live`: and what holds the cell up now.
+    """
+    lines = [f"waiting: {one_line(snapshot.hang, 1000)}"] if live and snapshot.hang else []
     for ranks, notice in notices(snapshot)[:MAX_NOTES]:
         whose = "" if len(ranks) == len(snapshot.ranks) else f" ({named(ranks)})"
         lines.append(f"note{whose}: {one_line(notice)[:_MAX_NOTE_CHARS]}")

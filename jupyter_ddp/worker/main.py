@@ -27,6 +27,7 @@ from jupyter_ddp.core.journal import PAGE_BYTES, Journal
 from jupyter_ddp.core.kept_states import SHARED_BYTES, KeptStates
 from jupyter_ddp.worker.adoption import Adoption
 from jupyter_ddp.worker.checked_collectives import CheckedCollectives, CollectiveMismatch
+from jupyter_ddp.worker.collectives import Collectives
 from jupyter_ddp.worker.control import ControlThread
 from jupyter_ddp.worker.group import Group
 from jupyter_ddp.worker.inheritance import Inheritance, introduced
@@ -136,8 +137,11 @@ class Worker:
         self._partial = PartialWorlds()
         self._shell = RankShell.instance()
         self._shell.outbox = outbox
-        self._checked = CheckedCollectives(self._group, self._note, self._shell.is_cell_file)
-        self._control = ControlThread(control, outbox, journal, self._group, self._shell.is_cell_file)
+        is_cell_file = self._shell.is_cell_file
+        self._checked = CheckedCollectives(self._group, self._note, is_cell_file)
+        self._collectives = Collectives(is_cell_file)
+        self._collectives.install()
+        self._control = ControlThread(control, outbox, journal, self._group, is_cell_file, self._collectives)
         self._seed(begin.surroundings.seed + begin.place.rank)
         self._random = RandomStates(kept, seeded=True)
         if begin.random_states:
@@ -169,8 +173,8 @@ class Worker:
 
         @functools.wraps(real)
         def leave(status: int) -> NoReturn:
-            if self._control.watching:
-                self._control.note_line_of(sys._getframe(1))
+            if self._control.watcher.watching:
+                self._control.watcher.note_line_of(sys._getframe(1))
             real(status)
 
         os._exit = leave
@@ -193,8 +197,8 @@ class Worker:
                 case m.BreakGroup():
                     # The control thread was told too, at once; here it comes before the cells behind it.
                     self._group.break_(order.generation)
-                case m.BeginWorker():
-                    pass  # that came first of all
+                case m.Look() | m.BeginWorker():
+                    pass  # the one comes to the control thread, the other came first of all
                 case _:
                     assert_never(order)
         atexit._run_exitfuncs()
@@ -206,6 +210,11 @@ class Worker:
         if order.place.world_size != self._group.world_size:
             os.environ.update(torchrun_environ(self._surroundings, order.place))
             self._introduce(order.place)
+        whole = self._group.generation and not self._group.broken
+        if whole and (self._collectives.unfinished or self._group.backend == "gloo"):
+            # Torch would wait in its destructor for what was begun and is never to be finished.
+            self._group.break_(self._group.generation)
+        self._collectives.begin_generation()
         try:
             seconds = self._group.form(order)
             if order.replaced:
@@ -232,12 +241,15 @@ class Worker:
         self._adoption.restore()
         self._streams.install()
         self._streams.flush_c()
+        counts, unfinished = self._collectives.report()
         self._outbox.say(
             m.CellFinished,
             verdict=verdict,
             duration_s=duration_s,
             group_broken=self._group.broken,
             error=error,
+            counts=counts,
+            unfinished=unfinished,
         )
         self._random.keep()  # now that nobody waits for it
 

@@ -140,6 +140,21 @@ class Outbox:
             self._send_waiting(time.monotonic())
         self._send_as(kind, self.generation, self.cell, **fields)
 
+    def say_aside(self, kind: type[m.FromRank], **fields: Any) -> None:
+        """Send a message that is no part of any cell's record: it takes no number."""
+        if not self._forked:
+            self._exclusively(self._say_aside, kind, fields)
+
+    def _say_aside(self, kind: type[m.FromRank], fields: dict[str, Any]) -> None:
+        if self._journal.has_waiting:
+            self._send_waiting(time.monotonic())
+        seq = self._seq
+        self._seq = max(0, seq - 1)
+        try:
+            self._send_as(kind, self.generation, self.cell, **fields)
+        finally:
+            self._seq = seq
+
     def _send(self, kind: type[m.FromRank], **fields: Any) -> None:
         self._send_as(kind, self.generation, self.cell, **fields)
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 
-_OURS = str(Path(__file__).parents[1]) + "/"
-_LIBRARIES = (_OURS, *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+from jupyter_ddp.worker.frames import OURS, is_users
 
 
 @contextmanager
@@ -64,12 +61,11 @@ def _trim(tb: TracebackType | None, is_cell_file: Callable[[str], bool]) -> Trac
 
 
 def _is_users(frame: TracebackType, is_cell_file: Callable[[str], bool]) -> bool:
-    filename = frame.tb_frame.f_code.co_filename
-    return is_cell_file(filename) or not (filename.startswith(_LIBRARIES) or filename.startswith("<"))
+    return is_users(frame.tb_frame.f_code.co_filename, is_cell_file)
 
 
 def _is_ours(frame: TracebackType) -> bool:
-    return frame.tb_frame.f_code.co_filename.startswith(_OURS)
+    return frame.tb_frame.f_code.co_filename.startswith(OURS)
 
 
 def cell_line(tb: TracebackType | None, is_cell_file: Callable[[str], bool]) -> int:

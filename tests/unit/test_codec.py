@@ -24,6 +24,7 @@ SAMPLES: list[m.Message] = [
     m.RunCell(7, "print(1)\n", True, True, (0, 2), 4),
     m.BreakGroup(3),
     m.EndWorker(),
+    m.Look(-3, True),
     m.StartRanks([PLACE], SURROUNDINGS, True),
     m.WatchUsage(1.5),
     m.Usage([m.RankUsage(0, 1 << 25, 0.5, 3, "R"), m.RankUsage(1, 1 << 25, 0.5, 3, "S", 0.9, 5, 6)]),
@@ -35,6 +36,7 @@ SAMPLES: list[m.Message] = [
     m.WorkerForked(0, 123),
     m.WorkerExited(0, 123, 9, 4, 2, "bye", 1),
     m.WorkerSuspended(0, 123, True),
+    m.RankUnseen(1, -3, 4, 2, "T", 1.5),
     m.FdOutput(0, 4, 1, "stderr", TEXT),
     m.WorkerConnected(*FROM, pid=1),
     m.GroupFormed(*FROM, seconds=0.01),
@@ -46,6 +48,23 @@ SAMPLES: list[m.Message] = [
     m.Notice(*FROM, text="mind"),
     m.Notice(*FROM, text="mind", withdrawn=True),
     m.CellFinished(*FROM, verdict="error", duration_s=0.5, error=m.CellError("E", "v", 2, ["tb"])),
+    m.CellFinished(
+        *FROM, verdict="ok", duration_s=0.5, counts=(m.GroupCount("0", (0, 2), 7),), unfinished=True
+    ),
+    m.RankSeen(
+        *FROM,
+        look=-3,
+        doing="waiting",
+        line=3,
+        place="data.py:31",
+        function="load",
+        for_s=10.5,
+        waits_in="recv",
+        peer=2,
+        groups=(m.GroupState("0", (), 7, (m.Call(7, "all_reduce", 3, "line 3", False, True),)),),
+        stacks="File …",
+    ),
+    m.RankStuck(*FROM, for_s=10.2),
 ]
 UNIONS = {"to_rank": m.NodeToRank, "to_node": m.KernelToNode, "from_node": m.NodeToKernel}
 UNIONS["from_rank"] = m.RankMessage

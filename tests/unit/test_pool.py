@@ -76,6 +76,17 @@ class Desk:
     def ends(self, rank: int, verdict: Any = "ok", broken: bool = False) -> list[ev.Effect]:
         return self.handle(m.CellFinished(rank, 1, self.cells, 0, verdict, 0.1, broken))
 
+    def answers(self, rank: int, *, waits_in: str = "", entered: int = 0) -> list[ev.Effect]:
+        """What the rank says it does, when the pool asks: nothing, or a collective of all ranks."""
+        look = self.pool.open_look
+        assert look is not None
+        call = m.Call(entered, waits_in or "all_reduce", 3, "line 3", finished=not waits_in)
+        state = m.GroupState("0", (), entered, (call,) if entered else ())
+        doing = "waiting" if waits_in else "computing"
+        return self.handle(
+            m.RankSeen(rank, 1, self.cells, 0, look, doing, 3, "line 3", waits_in=waits_in, groups=(state,))
+        )
+
     def dies(self, rank: int, status: int = SIGKILLED, pid: int = 0, stderr: str = "") -> list[ev.Effect]:
         return self.handle(m.WorkerExited(rank, pid or 100 + rank, status, 0, 0, stderr, 0))
 
@@ -349,7 +360,10 @@ def test_when_a_rank_fails_the_others_are_freed_after_five_seconds(three: Desk) 
     three.run(0, 1, 2)
     three.ends(1, "error")
     assert three.after(p.PEER_FAILED_TIMEOUT_S - 0.01) == []
-    assert three.after(0.02) == [breaks(1, 0, 1, 2)]
+    assert tells(three.after(0.02), m.Look) == [0, 1, 2]
+    three.answers(0, waits_in="all_reduce", entered=1)
+    three.answers(1)
+    assert three.answers(2, waits_in="all_reduce", entered=1) == [breaks(1, 0, 1, 2)]
     three.ends(0, "interrupted", broken=True)
     effects = three.ends(2, "interrupted", broken=True)
     ended = only(effects, ev.CellEnded)
@@ -360,10 +374,11 @@ def test_when_a_rank_fails_the_others_are_freed_after_five_seconds(three: Desk) 
 
 
 def test_ranks_that_compute_on_are_never_killed_unasked(three: Desk) -> None:
-    """After the breaking there is nothing more to wait for: a rank may compute for hours."""
+    """Nobody waits for the failed rank, so nothing is broken: a rank may compute for hours."""
     three.run(0, 1, 2)
     three.ends(1, "error")
     three.after(p.PEER_FAILED_TIMEOUT_S)
+    assert [*three.answers(0), *three.answers(1), *three.answers(2)] == []
     assert three.pool.next_deadline is None
     assert three.after(86400) == []
     assert [*three.ends(0), *three.ends(2)][-1] == ev.CellEnded(1, {1: "error", 0: "ok", 2: "ok"})
@@ -481,7 +496,8 @@ def test_one_press_signals_and_breaks_two_seconds_later(three: Desk) -> None:
     three.run(0, 1, 2)
     three.ends(1)
     assert three.interrupt() == [interrupts(0, 2)]
-    assert three.after(p.INTERRUPT_TIMEOUT_S) == [breaks(1, 0, 1, 2), interrupts(0, 2)]
+    assert three.after(p.INTERRUPT_TIMEOUT_S)[:2] == [breaks(1, 0, 1, 2), interrupts(0, 2)]
+    three.after(60)  # nobody says what keeps them
     assert three.pool.next_deadline is None
 
 
@@ -492,7 +508,8 @@ def test_the_second_press_breaks_at_once_and_the_third_kills(three: Desk) -> Non
     three.ends(2, "interrupted")
     announced, *rest = three.interrupt()
     assert announced == ev.Announced("interrupt: ranks 0-1: breaking the process group; variables are kept")
-    assert rest == [breaks(1, 0, 1, 2), interrupts(0, 1)]
+    assert rest[:2] == [breaks(1, 0, 1, 2), interrupts(0, 1)]
+    assert tells(rest, m.Look) == [0, 1, 2]
     assert three.interrupt() == [
         ev.Announced("interrupt: killing ranks 0-1; what only they hold is lost"),
         kills(0, 1),

@@ -1,0 +1,150 @@
+"""The pool's look-out: who is stuck, whom to ask about it, and what came of that.
+
+Owns the questions that the pool asks its ranks of its own accord, one at a time, and their deadline.
+What follows from the answers the pool decides.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Set
+
+from msgspec import Struct
+
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.events import Effect, HangSeen, SendToNodes
+from jupyter_ddp.core.hang import Explanation, explain, needs, silent
+from jupyter_ddp.core.steps import Sight, Steps, out_of_step
+
+LOOK_TIMEOUT_S = 1.5
+"""An agent answers for a silent rank after a second."""
+LOOK_PAUSE_S = 5.0
+"""Ranks that are stuck say so each ten seconds, each at its own time: one look serves them all."""
+
+
+class Purpose(enum.Enum):
+    """Why the ranks are asked."""
+
+    HANG = "hang"
+    INTERRUPT = "interrupt"
+    """The user has asked twice, or waited; what keeps the ranks?"""
+    PEERS = "peers"
+    """A rank has failed: does anybody wait for it?"""
+    STEPS = "steps"
+    """The cell has ended: are all at the same collective?"""
+
+
+class Findings(Struct, frozen=True):
+    """What a look has brought, for each purpose that it had."""
+
+    purposes: frozenset[Purpose]
+    hang: Explanation | None = None
+    silent: tuple[str, ...] = ()
+    out_of_step: str = ""
+    certain: bool = True
+    """Every rank has answered."""
+    blocked: bool = False
+    """A rank waits for one that has failed, or a rank that was not heard of may do so."""
+
+
+class Lookout:
+    """Of one pool; what concerns a cell goes with it."""
+
+    def __init__(self) -> None:
+        self.steps = Steps()
+        self._number = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._purposes: set[Purpose] = set()
+        self._awaited: set[int] = set()
+        self._sights: dict[int, Sight] = {}
+        self._stuck: dict[int, float] = {}
+        """Since when each rank that waits for others has done so."""
+        self._looked: float | None = None
+        self._hang_text = ""
+        self.deadline: float | None = None
+        """Of the answers that are awaited."""
+
+    def end_cell(self, *, in_step: bool = False) -> None:
+        """What was seen of a cell goes with it. `in_step`: a look has shown that its ranks are."""
+        self.steps.settle(in_step)
+        self._forget()
+
+    def note(self, finished: m.CellFinished) -> None:
+        """A rank has ended the cell."""
+        self._stuck.pop(finished.rank, None)
+        if finished.generation != self.steps.generation:  # whose groups count from 1
+            self.steps = Steps(finished.generation)
+        self.steps.note(finished)
+
+    # -- asking ----------------------------------------------------------------------------------
+
+    def look(self, purpose: Purpose, ranks: Iterable[int], now: float) -> list[Effect]:
+        """Ask these ranks what they do. An earlier question that is open is asked again with it."""
+        asked = tuple(sorted(ranks))
+        self._purposes.add(purpose)
+        self._number -= 1
+        self._awaited, self._sights = set(asked), {}
+        self.deadline, self._looked = now + LOOK_TIMEOUT_S, now
+        return [SendToNodes(asked, m.Tell(list(asked), m.Look(self._number)))]
+
+    @property
+    def open_look(self) -> int | None:
+        """The number of the question that is open."""
+        return self._number if self.deadline is not None else None
+
+    def take(self, sight: Sight) -> bool:
+        """Take an answer; True when it was the last that was awaited."""
+        if sight.look != self._number or sight.rank not in self._awaited:
+            return False
+        self._sights[sight.rank] = sight
+        self._awaited.discard(sight.rank)
+        return not self._awaited
+
+    def conclude(self, running: Set[int], ended: Set[int], world_size: int) -> Findings:
+        """What the answers mean, late ones left out."""
+        purposes, sights = frozenset(self._purposes), self._sights
+        late = bool(self._awaited)
+        self._purposes, self._awaited, self._sights, self.deadline = set(), set(), {}, None
+        hang = explain(sights, running, world_size) if running else None
+        waiting = [sight for rank, sight in sights.items() if rank in running]
+        return Findings(
+            purposes,
+            hang,
+            tuple(silent({rank: sight for rank, sight in sights.items() if rank in running})),
+            "" if running else out_of_step(sights),
+            not late,
+            late or any(needs(sight, ended, world_size) for sight in waiting),
+        )
+
+    # -- hangs -----------------------------------------------------------------------------------
+
+    def hear(self, event: m.RankStuck, running: Set[int], alive: Iterable[int], now: float) -> list[Effect]:
+        """A rank says that it waits for others, or that it goes on again."""
+        if event.rank not in running:
+            return []
+        if not event.for_s:
+            self._stuck.pop(event.rank, None)
+            return [] if self._stuck else self.tell(event.cell, "")
+        self._stuck.setdefault(event.rank, now - event.for_s)
+        if self.deadline is not None or (self._looked is not None and now < self._looked + LOOK_PAUSE_S):
+            return []
+        return self.look(Purpose.HANG, alive, now)
+
+    def tell(self, cell: int, text: str) -> list[Effect]:
+        """Have the user see this, if it is not what they see."""
+        if text == self._hang_text:
+            return []
+        self._hang_text = text
+        return [HangSeen(cell, text)]
+
+    @property
+    def hang_text(self) -> str:
+        return self._hang_text
+
+    def hang_deadline(self, timeout_s: float) -> float | None:
+        """When a hang has lasted this long; None while there is none."""
+        if not (timeout_s and self._hang_text and self._stuck):
+            return None
+        return min(self._stuck.values()) + timeout_s
