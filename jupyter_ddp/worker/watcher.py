@@ -247,10 +247,11 @@ def _c10d_function(frame: FrameType) -> str:
     """The function of torch.distributed's in which the innermost Python code is, as the user knows it."""
     name = ""
     for each in _outwards(frame):
-        if each.f_globals.get("__name__", "") not in _C10D:
-            break
-        if each.f_code.co_name != "wrapper":
+        module = each.f_globals.get("__name__", "")
+        if module in _C10D and each.f_code.co_name != "wrapper":
             name = each.f_code.co_name
+        elif module not in _C10D and not (name and module.startswith("jupyter_ddp.")):
+            break  # but for what stands in for a function of torch's
     return name
 
 

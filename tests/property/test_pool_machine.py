@@ -67,6 +67,7 @@ class Judge:
         self.due: float | None = None
         """When the running cell's own limit interrupts it."""
         self.broken = False
+        self.stuck = False  # a rank has said that it waits
         self.stops_open = self.starts_open = self.launches_due = 0
         self.wanted = 0
         self.request: ev.StartRequested | ev.ResizeRequested | ev.HealRequested | None = None
@@ -94,6 +95,8 @@ class Judge:
             case m.CellFinished():
                 self.replies.setdefault((event.cell, event.rank), event.verdict)
                 self.broken |= event.group_broken and self.running is not None
+            case m.RankStuck() if self.running is not None and event.cell == self.running.cell:
+                self.stuck |= event.for_s > 0
             case m.WorkerForked() | m.WorkerConnected():
                 assert source is not None
                 source.birth_heard = True
@@ -181,7 +184,7 @@ class Judge:
                 assert len(self.members) == self.wanted, "not at the wanted world size"
                 assert run.members == (() if len(ranks) == self.wanted else asked.targets)
                 assert not any(self.members[r].exit_heard for r in ranks), "sent to a dead rank"
-                self.running, self.presses, self.broken = asked, 0, False
+                self.running, self.presses, self.broken, self.stuck = asked, 0, False, False
                 self.due = self.world.now + asked.timeout_s if asked.timeout_s else None
             case m.Tell(_, m.BreakGroup()):
                 self.broken = True
@@ -192,7 +195,7 @@ class Judge:
                     assert all(self._may_be_killed(r) for r in ranks), "killed unasked"
                 else:
                     copies = isinstance(self.request, ev.HealRequested) and ranks == [self.request.source]
-                    assert self.presses or copies, "interrupted unasked"
+                    assert self.presses or copies or self.stuck, "interrupted unasked"
 
     def _judge_forming(self, forms: list[m.FormGroup], effects: list[ev.Effect]) -> None:
         """A group is formed of all ranks, under a number never used, and always after it was broken."""
@@ -246,6 +249,7 @@ class Judge:
         assert set(effect.verdicts) == set(asked.targets)
         self._end(effect.cell)
         self.running = self.due = None
+        self.broken |= bool(effect.warnings)
         deaths = {exit.rank: exit.pid for exit in effect.deaths}
         assert len(deaths) == len(effect.deaths), "a death told twice"
         for rank, verdict in effect.verdicts.items():
@@ -344,6 +348,8 @@ class World:
                 for process in self._living(ranks):
                     if isinstance(command, m.BreakGroup):
                         process.broken = True
+                    elif isinstance(command, m.Look):
+                        self.said.append((_seen(process, command.number), process))
                     else:
                         process.inbox.append(command)
             case m.SignalRanks(ranks, number):
@@ -430,12 +436,20 @@ class World:
     def finish(self, process: Process, choice: int) -> None:
         assert isinstance(process.doing, m.RunCell)
         verdict: Any = ("ok", "ok", "error", "interrupted")[choice % 4]
-        finished = m.CellFinished(process.rank, 1, process.doing.cell, 0, verdict, 0.1, process.broken)
+        counts = (m.GroupCount("0", (), choice // 32),) if choice & 16 else ()
+        finished = m.CellFinished(
+            process.rank, 1, process.doing.cell, 0, verdict, 0.1, process.broken, None, counts, choice > 60
+        )
         process.doing = None
         self.said.append((finished, process))
         if choice % 16 == 15:  # a rank that stammers, and contradicts itself
             other: Any = "error" if verdict == "ok" else "ok"
             self.said.append((msgspec.structs.replace(finished, verdict=other), process))
+
+    def be_stuck(self, process: Process, choice: int) -> None:
+        """It has waited for others for long, or goes on again."""
+        stuck = m.RankStuck(process.rank, 1, _cell(process), 0, 10.0 if choice & 3 else 0.0)
+        self.said.append((stuck, process))
 
     def active(self) -> list[Process]:
         free = [q for q in self.processes if q.alive and q.pid and not q.doing]
@@ -475,6 +489,7 @@ class World:
             may += [lambda c: self.act(active[c % len(active)])] * 4
         if running := [q for q in self.processes if q.alive and _cell(q)]:
             may += [lambda c: self.finish(running[c % len(running)], c // 4)] * 16
+            may += [lambda c: self.be_stuck(running[c % len(running)], c // 4)] * 4
         if forming := [q for q in self.processes if q.alive and _generation(q)]:
             may += [lambda c: self.fail_forming(forming[c % len(forming)])]
         if born := [q for q in self.processes if q.alive and q.pid and not q.unkillable]:
@@ -494,7 +509,16 @@ class World:
 
     def _user_cell(self, targets: Any, timeout_s: float) -> None:
         self.cells += 1
-        self.handle(ev.CellRequested(self.cells, tuple(targets), "pass", count=1, timeout_s=timeout_s))
+        self.handle(
+            ev.CellRequested(
+                self.cells,
+                tuple(targets),
+                "pass",
+                count=1,
+                timeout_s=timeout_s,
+                hang_timeout_s=20.0 * (self.cells % 3),
+            )
+        )
 
     def _preload(self, _: int) -> None:
         self.preloaded = True
@@ -566,6 +590,19 @@ def _generation(process: Process) -> int:
 
 def _cell(process: Process) -> int:
     return process.doing.cell if isinstance(process.doing, m.RunCell) else 0
+
+
+def _seen(process: Process, look: int) -> m.RankSeen | m.RankUnseen:
+    """An answer out of the rank's number and the question's: in step, behind, elsewhere, or none at all."""
+    kind = (process.rank * 7 - look * 3) % 8
+    if kind == 7:
+        return m.RankUnseen(process.rank, look, 1, 1, "RT"[look % 2], 2.0)
+    waits = bool(_cell(process)) and kind < 4
+    op = "broadcast" if kind == 6 else "all_reduce"
+    call = m.Call(1 + kind % 2, op, 3, "line 3", finished=not waits)
+    state = m.GroupState("0", (), call.number, (call,))
+    doing = ("waiting" if waits else "computing") if _cell(process) else "idle"
+    return m.RankSeen(process.rank, 1, 1, 0, look, doing, waits_in=op if waits else "", groups=(state,))
 
 
 def _spoil(process: Process, choice: int) -> None:

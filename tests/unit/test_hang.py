@@ -1,0 +1,172 @@
+"""Who waits for whom, and who is out of step: from sights of ranks to words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.hang import explain, needs, silent
+from jupyter_ddp.core.steps import Sight, Steps, listed, out_of_step
+
+
+def call(number: int, op: str = "all_reduce", line: int = 14, **fields: Any) -> m.Call:
+    return m.Call(number, op, line, f"line {line}", **fields)
+
+
+def seen(rank: int, *calls: m.Call, name: str = "0", members: tuple[int, ...] = (), **fields: Any) -> Sight:
+    """A rank whose last collectives of a group are these."""
+    entered = calls[-1].number if calls else 0
+    fields.setdefault("doing", "computing")
+    return m.RankSeen(rank, 1, 1, 0, -1, groups=(m.GroupState(name, members, entered, calls),), **fields)
+
+
+def waiting(rank: int, number: int, op: str = "all_reduce", line: int = 14, **fields: Any) -> Sight:
+    """A rank that has entered a collective and not come out of it."""
+    pending = call(number, op, line, finished=False)
+    return seen(rank, pending, doing="waiting", line=line, waits_in=op, **fields)
+
+
+def sights(*each: Sight) -> dict[int, Sight]:
+    return {sight.rank: sight for sight in each}
+
+
+ALL = frozenset(range(4))
+
+
+def told(*each: Sight, running: frozenset[int] = ALL) -> str:
+    found = explain(sights(*each), running, 4)
+    return found.text if found else ""
+
+
+def test_the_absent_rank_is_named_with_what_it_does() -> None:
+    """The collective that it has not entered, with the line; where it is; and who waits."""
+    late = seen(2, call(7), place="data.py:31", doing="sleeping")
+    assert told(waiting(0, 8), waiting(1, 8), late, waiting(3, 8)) == (
+        "rank 2 has not entered all_reduce #8 (line 14); it is in data.py:31, sleeping; "
+        "ranks 0, 1, 3 wait for it"
+    )
+
+
+def test_ranks_that_have_ended_the_cell_are_said_to_have() -> None:
+    """They will not come: the cell's own condition left them out."""
+    others = [seen(rank, call(7), doing="idle") for rank in (1, 2, 3)]
+    assert told(waiting(0, 8), *others, running=frozenset({0})) == (
+        "ranks 1-3 have not entered all_reduce #8 (line 14); they have ended the cell; rank 0 waits for them"
+    )
+
+
+def test_a_stopped_rank_and_one_in_c_code_are_named() -> None:
+    """They cannot say themselves what they do: their agent does."""
+    stopped = m.RankUnseen(1, -1, 1, 5, "T", 12.0)
+    assert told(waiting(0, 8), stopped) == (
+        "rank 1 stopped (state T) (line 5); rank 0 waits for it in all_reduce #8 (line 14)"
+    )
+    assert silent({1: m.RankUnseen(1, -1, 1, 5, "R", 10.2)}) == [
+        "rank 1 has been in C code for 10 s (line 5)"
+    ]
+
+
+def test_nobody_is_blamed_when_all_have_entered() -> None:
+    """A slow network, and ranks that compute, are no hang."""
+    assert told(*(waiting(rank, 8) for rank in range(4))) == ""
+    assert told(*(seen(rank, call(7), doing="sleeping") for rank in range(4))) == ""
+
+
+def test_different_operations_can_never_end() -> None:
+    """At the same number of the same group: both are named, and it is called out of step."""
+    found = explain(sights(waiting(0, 7, line=3), waiting(1, 7, "broadcast", 5)), ALL, 4)
+    assert found is not None
+    assert found.out_of_step
+    assert found.text == "out of step: rank 0: all_reduce #7 (line 3); rank 1: broadcast #7 (line 5)"
+
+
+def test_only_members_of_a_group_are_waited_for() -> None:
+    """A rank outside has nothing to enter."""
+    inside = waiting(0, 1, name="1", members=(0, 2))
+    absent = seen(2, name="1", members=(0, 2), place="line 3", doing="sleeping")
+    assert told(inside, seen(1), absent, seen(3)) == (
+        "rank 2 has not entered all_reduce #1 (line 14); it is at line 3, sleeping; rank 0 waits for it"
+    )
+
+
+def test_a_receive_names_the_sender_and_what_it_does() -> None:
+    """Point to point: one waits for one."""
+    receiver = m.RankSeen(0, 1, 1, 0, -1, "waiting", 3, "line 3", waits_in="recv", peer=1)
+    sender = m.RankSeen(1, 1, 1, 0, -1, "sleeping", 4, "line 4")
+    assert (
+        told(receiver, sender) == "rank 0 waits in recv from rank 1 (line 3); rank 1 is at line 4, sleeping"
+    )
+
+
+def test_a_group_that_not_all_form() -> None:
+    """A rank in new_group waits in the store: for whoever is not there."""
+    forming = m.RankSeen(1, 1, 1, 0, -1, "waiting", 2, "line 2", waits_in="new_group")
+    idle = m.RankSeen(0, 1, 1, 0, -1, "idle")
+    assert told(forming, idle, running=frozenset({1})) == (
+        "rank 1 waits in new_group (line 2); rank 0 has ended the cell"
+    )
+
+
+def test_out_of_step_after_the_cell() -> None:
+    """The lowest number that a member has not entered, with the line of those that did."""
+    ahead = seen(0, call(7), call(8, finished=False))
+    behind = [seen(rank, call(7)) for rank in (1, 2, 3)]
+    assert out_of_step(sights(ahead, *behind)) == (
+        "out of step: ranks 1-3 did not enter all_reduce #8 (line 14) that rank 0 entered"
+    )
+    assert out_of_step(sights(*(seen(rank, call(8)) for rank in range(4)))) == ""
+
+
+def test_background_threads_are_left_alone() -> None:
+    """An asynchronous checkpoint's collectives go on across the cells' ends."""
+    assert out_of_step(sights(seen(0, call(5, background=True)), seen(1, call(4)))) == ""
+
+
+def test_who_needs_a_failed_rank() -> None:
+    """Who waits in a group with it, or may do so; not who waits in a group without it, or computes."""
+    assert needs(waiting(0, 8), {1}, 4)
+    assert not needs(waiting(0, 8, name="1", members=(0, 2)), {1}, 4)
+    assert not needs(seen(0, call(7)), {1}, 4)
+    assert needs(m.RankSeen(0, 1, 1, 0, -1, "waiting", waits_in="a store"), {1}, 4)
+
+
+def test_ranks_in_words() -> None:
+    """Runs of three and more are ranges."""
+    assert [listed(r) for r in ([2], [0, 1, 3], [1, 2, 3])] == ["rank 2", "ranks 0, 1, 3", "ranks 1-3"]
+
+
+def finished(rank: int, entered: int, name: str = "0", members: tuple[int, ...] = ()) -> m.CellFinished:
+    counts = (m.GroupCount(name, members, entered),) if entered else ()
+    return m.CellFinished(rank, 1, 1, 0, "ok", 0.1, counts=counts)
+
+
+def test_equal_counts_are_not_suspected_and_others_are() -> None:
+    """Who did not enter any says nothing, and counts as having stayed where it was."""
+    steps = Steps(1)
+    for rank in range(2):
+        steps.note(finished(rank, 3))
+    assert not steps.suspect(2)
+    steps.settle(agreed=False)
+    steps.note(finished(0, 4))
+    steps.note(finished(1, 0))
+    assert steps.suspect(2)
+
+
+def test_what_a_look_has_cleared_is_not_suspected_again() -> None:
+    """Counts may differ for good (monitored_barrier): afterwards their growth is compared."""
+    steps = Steps(1)
+    steps.note(finished(0, 9))
+    steps.note(finished(1, 5))
+    assert steps.suspect(2)
+    steps.settle(agreed=True)
+    steps.note(finished(0, 10))
+    steps.note(finished(1, 6))
+    assert not steps.suspect(2)
+
+
+def test_counts_are_compared_among_members_only() -> None:
+    """A subgroup's other ranks have none."""
+    steps = Steps(1)
+    for rank in (0, 2):
+        steps.note(finished(rank, 3, "1", (0, 2)))
+    assert not steps.suspect(4)

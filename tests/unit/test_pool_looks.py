@@ -1,0 +1,133 @@
+"""The pool's machine when ranks are out of step, or hang."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jupyter_ddp.core import events as ev
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.core import pool as p
+from tests.unit.test_pool import Desk, breaks, interrupts, only, tells
+
+
+@pytest.fixture
+def two() -> Desk:
+    """A pool of two ranks that takes cells."""
+    desk = Desk()
+    desk.come_up(2)
+    return desk
+
+
+def ends(desk: Desk, rank: int, entered: int) -> list[ev.Effect]:
+    """The rank ends the cell well, having entered so many collectives of the world."""
+    counts = (m.GroupCount("0", (), entered),) if entered else ()
+    return desk.handle(m.CellFinished(rank, 1, desk.cells, 0, "ok", 0.1, counts=counts))
+
+
+def sees(desk: Desk, rank: int, entered: int, **fields: Any) -> list[ev.Effect]:
+    look = desk.pool.open_look
+    assert look is not None
+    calls = tuple(m.Call(n + 1, "all_reduce", 3, "line 3", not fields) for n in range(entered))
+    state = m.GroupState("0", (), entered, calls)
+    fields.setdefault("doing", "idle")
+    return desk.handle(m.RankSeen(rank, 1, desk.cells, 0, look, groups=(state,), **fields))
+
+
+def stuck(desk: Desk, rank: int, for_s: float = 10.0) -> list[ev.Effect]:
+    return desk.handle(m.RankStuck(rank, 1, desk.cells, 0, for_s))
+
+
+def test_a_rank_that_skipped_a_collective(two: Desk) -> None:
+    """The cell's end waits for a look, warns, and the group is formed anew."""
+    two.run(0, 1)
+    ends(two, 0, 1)
+    assert tells(ends(two, 1, 0), m.Look) == [0, 1]
+    sees(two, 0, 1)
+    effects = sees(two, 1, 0)
+    (warning,) = only(effects, ev.CellEnded).warnings
+    assert warning.startswith("out of step: rank 1 did not enter all_reduce #1 (line 3) that rank 0 entered")
+    assert tells(effects, m.FormGroup) == [0, 1]
+    assert two.pool.phase is p.Phase.FORMING
+
+
+def test_counts_that_only_seemed_to_differ(two: Desk) -> None:
+    """A look that finds everyone in step ends the cell as it is."""
+    two.run(0, 1)
+    ends(two, 0, 5)
+    ends(two, 1, 4)
+    sees(two, 0, 3)
+    assert sees(two, 1, 3) == [ev.CellEnded(1, {0: "ok", 1: "ok"})]
+    assert two.pool.phase is p.Phase.READY
+
+
+def test_the_end_waits_for_answers_no_longer_than_their_time(two: Desk) -> None:
+    """A rank that says nothing delays the cell's end by the bound, and no more."""
+    two.run(0, 1)
+    ends(two, 0, 5)
+    ends(two, 1, 4)
+    assert only(two.after(2), ev.CellEnded).verdicts == {0: "ok", 1: "ok"}
+    assert two.pool.next_deadline is None
+
+
+def test_a_press_ends_the_waiting_for_answers(two: Desk) -> None:
+    """An interrupt always gets through."""
+    two.run(0, 1)
+    ends(two, 0, 5)
+    ends(two, 1, 4)
+    assert only(two.interrupt(), ev.CellEnded).cell == 1
+
+
+def hang(desk: Desk, **settings: float) -> list[ev.Effect]:
+    """Rank 0 waits in a collective that rank 1, asleep, has not entered."""
+    desk.cells += 1
+    desk.handle(ev.CellRequested(desk.cells, (0, 1), "pass", **settings))
+    assert tells(stuck(desk, 0), m.Look) == [0, 1]
+    sees(desk, 0, 1, doing="waiting", waits_in="all_reduce", line=3)
+    return sees(desk, 1, 0, doing="sleeping", place="line 2")
+
+
+HANG = "rank 1 has not entered all_reduce #1 (line 3); it is at line 2, sleeping; rank 0 waits for it"
+
+
+def test_a_hang_is_told_and_taken_back(two: Desk) -> None:
+    """Nothing is done about it; when the rank goes on, the notice goes."""
+    assert hang(two) == [ev.HangSeen(1, HANG)]
+    assert two.after(86400) == []
+    assert stuck(two, 0, 0.0) == [ev.HangSeen(1, "")]
+
+
+def test_several_stuck_ranks_cause_one_look(two: Desk) -> None:
+    """A second rank that says so within seconds is not asked again."""
+    hang(two)
+    assert stuck(two, 0) == []
+
+
+def test_a_hang_of_the_longest_time_ends_the_cell(two: Desk) -> None:
+    """Where nobody watches: the group is broken, the ranks interrupted, and the reason is the hang."""
+    hang(two, hang_timeout_s=600)
+    assert two.after(589) == []
+    assert two.after(2)[:2] == [breaks(1, 0, 1), interrupts(0, 1)]
+    two.ends(0, "interrupted", broken=True)
+    assert only(two.ends(1, "interrupted"), ev.CellEnded).hang == HANG
+
+
+def test_a_rank_waits_for_a_failed_one_only_later(two: Desk) -> None:
+    """It computed when the other failed; when it is stuck, it is freed."""
+    two.run(0, 1)
+    two.ends(1, "error")
+    two.after(p.PEER_FAILED_TIMEOUT_S)
+    sees(two, 0, 0, doing="computing")
+    assert sees(two, 1, 0) == []
+    two.after(10)
+    stuck(two, 0)
+    sees(two, 0, 1, doing="waiting", waits_in="all_reduce", line=3)
+    assert breaks(1, 0, 1) in sees(two, 1, 0)
+
+
+def test_where_asks_all_living_ranks(two: Desk) -> None:
+    """At any time; the number is the asker's."""
+    two.run(0, 1)
+    (asked,) = two.handle(ev.LookRequested(5, True))
+    assert asked == ev.SendToNodes((0, 1), m.Tell([0, 1], m.Look(5, True)))
