@@ -179,7 +179,7 @@ def silent(sights: Sights) -> list[str]:
 
 def needs(sight: Sight, gone: Set[int], world_size: int) -> bool:
     """The rank waits for one of `gone`, or may do so for all that is known of it."""
-    if not isinstance(sight, m.RankSeen) or not sight.waits_in:
+    if not isinstance(sight, m.RankSeen) or sight.doing != "waiting":
         return False
     if sight.waits_in in _SENDS:
         return sight.peer in gone or sight.peer < 0

@@ -159,7 +159,8 @@ class CellRecord:
         self._ranks = {rank: RankRecord(rank, self.log, self._lock) for rank in sorted(ranks)}
         self._ended = 0
         self._dead: list[int] = []
-        self._hang = ""
+        self.held_up = ""
+        """What holds the cell up now, in one line."""
         self.version = 0
         """Counts what was folded: a view that saw this version has seen everything."""
 
@@ -313,23 +314,30 @@ class CellRecord:
     def end_hang(self, text: str) -> None:
         """The cell would have hung: this is why the ranks that it was interrupted on have no other end."""
         with self._lock:
-            self.version += 1
+            self._change_all()
             for r in self:
                 if r.verdict == "interrupted" and not r.death:
                     r.death = text
 
     def hang(self, text: str) -> None:
         """The cell is held up: who waits for whom, in one line; "": it goes on."""
+        if text == self.held_up:
+            return
         with self._lock:
-            self.version += 1
-            self._hang = text
+            self._change_all()
+            self.held_up = text
 
     def warn(self, text: str) -> None:
         """Something makes the cell's results doubtful, on whatever rank."""
         with self._lock:
-            self.version += 1
+            self._change_all()
             for r in self:
-                r.notices.append(text)
+                r.note(text)
+
+    def _change_all(self) -> None:
+        self.version += 1
+        for r in self:
+            r.changed_at = self.version
 
     def _end(self, r: RankRecord, verdict: Verdict) -> None:
         if r.verdict is None:
@@ -341,7 +349,7 @@ class CellRecord:
     @property
     def silent(self) -> bool:
         """There is nothing to show: no output, no notice, no end but a good one."""
-        return not self._hang and all(
+        return not self.held_up and all(
             r.verdict in (None, "ok") and not (r.transcript or r.error or r.death or r.notices) for r in self
         )
 
@@ -354,7 +362,7 @@ class CellRecord:
     def snapshot(self) -> Snapshot:
         """An immutable copy of what there is to show."""
         with self._lock:
-            return Snapshot([_snapshot(r) for r in self], self._hang)
+            return Snapshot([_snapshot(r) for r in self], self.held_up)
 
     def close(self) -> None:
         """Let go of the log. Streams read as empty afterwards."""

@@ -36,7 +36,7 @@ class CellDisplay:
         """
         if done:
             self._end(record)
-        elif self._live and not record.silent:
+        elif self._live and (self._handle is not None or not record.silent):
             self._show(record)
         return self._view is not None and not done and self._view.behind
 

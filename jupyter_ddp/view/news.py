@@ -274,9 +274,9 @@ def _without_output(r: RankRecord) -> RankSnapshot:
 
 
 def _notes(record: CellRecord) -> list[str]:
-    if not any(r.notices for r in record):
+    if not record.held_up and not any(r.notices for r in record):
         return []
-    return wording.notes(Snapshot([_without_output(r) for r in record]))
+    return wording.notes(Snapshot([_without_output(r) for r in record], record.held_up), live=True)
 
 
 # -- cutting ---------------------------------------------------------------------------------------

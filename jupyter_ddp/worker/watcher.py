@@ -250,8 +250,8 @@ def _c10d_function(frame: FrameType) -> str:
         module = each.f_globals.get("__name__", "")
         if module in _C10D and each.f_code.co_name != "wrapper":
             name = each.f_code.co_name
-        elif module not in _C10D and not (name and module.startswith("jupyter_ddp.")):
-            break  # but for what stands in for a function of torch's
+        elif module not in _C10D and not module.startswith("jupyter_ddp."):
+            break  # ours stand in for functions of torch's, and check what these are called with
     return name
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from jupyter_ddp.core.record import CellRecord
 from tests.fault.pools import REDUCE, Pools, RunningCell, pids_of
 from tests.promises import Stopwatch
 
 RANKS = 4
 
 
-def notices(record: object) -> list[str]:
-    return [notice for r in record for notice in r.notices]  # type: ignore[attr-defined]
+def notices(record: CellRecord) -> list[str]:
+    """What the ranks were told of being out of step."""
+    return [notice for r in record for notice in r.notices if notice.startswith("out of step")]
 
 
 @pytest.mark.promise("a rank skips a collective: out of step is said, the group formed again", bound_s=3)

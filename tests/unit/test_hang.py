@@ -128,6 +128,8 @@ def test_who_needs_a_failed_rank() -> None:
     assert not needs(waiting(0, 8, name="1", members=(0, 2)), {1}, 4)
     assert not needs(seen(0, call(7)), {1}, 4)
     assert needs(m.RankSeen(0, 1, 1, 0, -1, "waiting", waits_in="a store"), {1}, 4)
+    assert needs(m.RankSeen(0, 1, 1, 0, -1, "waiting"), {1}, 4)
+    assert not needs(m.RankSeen(0, 1, 1, 0, -1, "sleeping"), {1}, 4)
 
 
 def test_ranks_in_words() -> None:
