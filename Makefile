@@ -62,7 +62,7 @@ soak: $(STAMP) ## 10,000 cells, 500 schedules of faults, a million malformed fra
 		JUPYTER_DDP_POOL_EXAMPLES=100000 $(BIN)/python -m pytest --timeout=0 \
 		tests/soak tests/fault/test_nemesis.py tests/property/test_malformed.py tests/property/test_pool_machine.py
 
-mutants: $(STAMP) ## small changes to the pool's machine: whether the tests notice; 15 minutes
+mutants: $(STAMP) ## small changes to the pool's machine: whether the tests notice: docs/mutants.md
 	$(BIN)/python -m tests.mutants
 
 lint: $(STAMP) ## ruff, mypy --strict, and the direction of imports

@@ -34,9 +34,10 @@ class Mutant(Struct, frozen=True):
 def mutants(source: str) -> Iterator[Mutant]:
     """Every mutant of a module, in the order of its lines."""
     tree = ast.parse(source)
+    inert = _inert(tree)
     for at, node in enumerate(list(ast.walk(tree))):
-        if node in tree.body:
-            continue  # without a module's own statements nothing runs: no test of the tests
+        if node in inert:
+            continue
         for number, _ in enumerate(_changes(node)):
             changed = copy.deepcopy(tree)
             victim = list(ast.walk(changed))[at]
@@ -46,6 +47,19 @@ def mutants(source: str) -> Iterator[Mutant]:
             after = ast.unparse(replacement) if replacement is not None else "(nothing)"
             text = ast.unparse(ast.fix_missing_locations(mutated))
             yield Mutant(getattr(node, "lineno", 0), f"{_short(before)} → {_short(after)}", text)
+
+
+def _inert(tree: ast.Module) -> set[ast.AST]:
+    """What a change of shows nothing about the tests: no program without it, or none but with it."""
+    found: set[ast.AST] = set(tree.body)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign):
+            found |= set(ast.walk(node.annotation))  # never evaluated: `from __future__ import annotations`
+        elif isinstance(node, ast.Return) and isinstance(node.value, ast.List) and not node.value.elts:
+            found.add(node)
+        elif isinstance(node, ast.Expr) and ast.unparse(node).startswith("assert_never"):
+            found |= set(ast.walk(node))
+    return found
 
 
 def _changes(node: ast.AST) -> Iterator[ast.AST | None]:
@@ -62,7 +76,7 @@ def _changes(node: ast.AST) -> Iterator[ast.AST | None]:
                 yield rest[0] if len(rest) == 1 else ast.BoolOp(op, rest)
         case ast.UnaryOp(ast.Not(), operand):
             yield operand
-        case ast.BinOp(left, op, right) if type(op) in _OTHER_OPERATOR and not _is_type(node):
+        case ast.BinOp(left, op, right) if type(op) in _OTHER_OPERATOR:
             yield ast.BinOp(left, _OTHER_OPERATOR[type(op)](), right)
         case ast.AugAssign(target, op, value) if type(op) in _OTHER_OPERATOR:
             yield ast.AugAssign(target, _OTHER_OPERATOR[type(op)](), value)
@@ -82,15 +96,6 @@ def _changes(node: ast.AST) -> Iterator[ast.AST | None]:
             yield None
         case _:
             return
-
-
-def _is_type(node: ast.BinOp) -> bool:
-    """`int | None`, where nothing is computed."""
-    names = [part for part in ast.walk(node) if isinstance(part, ast.Name | ast.Constant)]
-    return isinstance(node.op, ast.BitOr) and all(
-        isinstance(n, ast.Constant) or n.id[0].isupper() or n.id in ("int", "float", "str", "bool", "dict")
-        for n in names
-    )
 
 
 class _Exchange(ast.NodeTransformer):

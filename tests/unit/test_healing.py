@@ -161,3 +161,28 @@ def test_the_words_that_survive() -> None:
     """What is left and what to do, for one and for many."""
     assert healing.what_survives([1], [0]) == "rank 0 keeps all variables; %ddp heal replaces rank 1"
     assert healing.what_survives([0, 1], []) == "%ddp heal replaces ranks 0-1"
+
+
+def test_words_where_nobody_is_left() -> None:
+    """Without a living rank, none is named; several dead ranks are spoken of as such."""
+    assert healing.way_on(()) == "%ddp heal, which replaces the dead"
+    words = "--from 0: rank 0 is dead; no rank is alive: leave it out"
+    assert healing.refusal("ready", (0, 1), (), 0) == words
+    assert healing.Healing((0, 1), None, 1).failed("so") == "ranks 0-1 were not replaced: so"
+    assert healing.Healing((1,), None, 1).failed("so") == "rank 1 was not replaced: so"
+
+
+def test_a_heal_without_copies_has_less_time() -> None:
+    """Copying variables may take minutes; starting a process may not."""
+    assert healing.Healing((1,), None, 1).timeout_s == healing.HEAL_TIMEOUT_S
+    assert healing.Healing((1,), 0, 1).timeout_s == healing.COPY_TIMEOUT_S
+
+
+def test_the_last_words_of_a_new_rank() -> None:
+    """They are told where there are any."""
+    plan = healing.Healing((1,), None, 1)
+    assert (
+        plan.ended_early(m.WorkerExited(1, 200, 9, 0, 0, "", 0)) == "the new rank 1 died: killed by SIGKILL"
+    )
+    said = plan.ended_early(m.WorkerExited(1, 200, 9, 0, 0, "a\nno memory", 0))
+    assert said == "the new rank 1 died: killed by SIGKILL: no memory"

@@ -488,6 +488,63 @@ def test_a_group_that_is_never_formed_is_announced_and_the_cell_goes_out(three: 
     assert tells(effects, m.RunCell) == [0, 1, 2]
 
 
+def test_a_group_that_cannot_be_formed_is_announced_and_whoever_waits_in_it_freed(three: Desk) -> None:
+    """Everybody lets go, and the cell that waited goes out; what comes of the forming later is nothing."""
+    three.run(0)
+    three.ends(0, broken=True)
+    three.run(0, 1, 2)
+    announced, freed, sent = three.fails_to_form(1)
+    words = "rank 1 could not join the process group: refused; %ddp restart starts anew"
+    assert announced == ev.Announced(words)
+    assert freed == breaks(2, 0, 1, 2)
+    assert tells([sent], m.RunCell) == [0, 1, 2]
+    assert three.fails_to_form(0) == []
+
+
+def test_at_the_end_of_a_cell_without_its_group_all_the_living_know(three: Desk) -> None:
+    """Also the rank that the cell was not for: it would wait for those that have let go."""
+    three.run(0, 1)
+    three.dies(0)
+    three.after(p.PEER_DIED_TIMEOUT_S)
+    effects = three.ends(1, "interrupted", broken=True)
+    assert effects[0] == breaks(1, 1, 2)
+    assert only(effects, ev.CellEnded).reasons == {1: "blocked by rank 0"}
+
+
+def test_only_who_was_interrupted_without_its_group_was_blocked(three: Desk) -> None:
+    """One that ended well, or of itself, after the breaking was not blocked by the one that failed."""
+    three.run(0, 1, 2)
+    three.ends(1, "error")
+    three.ends(0, "interrupted")
+    ended = only(three.ends(2, "ok", broken=True), ev.CellEnded)
+    assert ended.reasons == {}
+
+
+def test_a_group_found_broken_frees_the_others_though_nobody_failed(three: Desk) -> None:
+    """A rank may have lost its group and ended well: who waits for it is freed like after an error."""
+    three.run(0, 1)
+    three.ends(0, "ok", broken=True)
+    assert breaks(1, 0, 1, 2) in three.after(p.PEER_FAILED_TIMEOUT_S)
+
+
+def test_after_the_breaking_a_failure_breaks_nothing_more(three: Desk) -> None:
+    """The others have been freed already."""
+    three.run(0, 1, 2)
+    three.ends(1, "error")
+    three.after(p.PEER_FAILED_TIMEOUT_S)
+    three.ends(0, "error")
+    assert tells(three.after(10 * p.PEER_FAILED_TIMEOUT_S), m.BreakGroup) == []
+
+
+def test_a_killed_rank_has_its_time_to_end(three: Desk) -> None:
+    """A rank is given up when SIGKILL has not ended it for five seconds, not before."""
+    three.run(0)
+    for _ in range(3):
+        three.interrupt()
+    assert three.after(p.KILL_TIMEOUT_S - 0.1) == []
+    assert only(three.after(0.2), ev.CellEnded).verdicts == {0: "unknown"}
+
+
 # --- the ladder of interrupts -------------------------------------------------------------------------
 
 
