@@ -524,16 +524,10 @@ def test_a_group_found_broken_frees_the_others_though_nobody_failed(three: Desk)
     """A rank may have lost its group and ended well: who waits for it is freed like after an error."""
     three.run(0, 1)
     three.ends(0, "ok", broken=True)
-    assert breaks(1, 0, 1, 2) in three.after(p.PEER_FAILED_TIMEOUT_S)
-
-
-def test_after_the_breaking_a_failure_breaks_nothing_more(three: Desk) -> None:
-    """The others have been freed already."""
-    three.run(0, 1, 2)
-    three.ends(1, "error")
-    three.after(p.PEER_FAILED_TIMEOUT_S)
-    three.ends(0, "error")
-    assert tells(three.after(10 * p.PEER_FAILED_TIMEOUT_S), m.BreakGroup) == []
+    assert tells(three.after(p.PEER_FAILED_TIMEOUT_S), m.Look) == [0, 1, 2]
+    three.answers(0)
+    three.answers(2)
+    assert three.answers(1, waits_in="all_reduce", entered=1) == [breaks(1, 0, 1, 2)]
 
 
 def test_a_killed_rank_has_its_time_to_end(three: Desk) -> None:
