@@ -62,14 +62,16 @@ class Lookout:
         self._stuck: dict[int, float] = {}
         """Since when each rank that waits for others has done so."""
         self._looked: float | None = None
-        self._hang_text = ""
+        self.hang_text = ""
+        """What the user sees of a hang."""
         self.deadline: float | None = None
         """Of the answers that are awaited."""
 
     def end_cell(self, *, in_step: bool = False) -> None:
         """What was seen of a cell goes with it. `in_step`: a look has shown that its ranks are."""
         self.steps.settle(in_step)
-        self._forget()
+        if self._looked is not None or self._stuck:
+            self._forget()
 
     def note(self, finished: m.CellFinished) -> None:
         """A rank has ended the cell."""
@@ -134,17 +136,13 @@ class Lookout:
 
     def tell(self, cell: int, text: str) -> list[Effect]:
         """Have the user see this, if it is not what they see."""
-        if text == self._hang_text:
+        if text == self.hang_text:
             return []
-        self._hang_text = text
+        self.hang_text = text
         return [HangSeen(cell, text)]
-
-    @property
-    def hang_text(self) -> str:
-        return self._hang_text
 
     def hang_deadline(self, timeout_s: float) -> float | None:
         """When a hang has lasted this long; None while there is none."""
-        if not (timeout_s and self._hang_text and self._stuck):
+        if not (timeout_s and self.hang_text and self._stuck):
             return None
         return min(self._stuck.values()) + timeout_s

@@ -114,9 +114,14 @@ class Pool:
     @property
     def next_deadline(self) -> float | None:
         """When `Ticked` is due, on the clock that `now` comes from; None: nothing is waited for."""
-        late = self._cell.timeout_at if self._cell else None
-        due = [self._deadline, self._gone_deadline, late, self._lookout.deadline, self._hang_deadline]
-        return min((d for d in due if d is not None), default=None)
+        earliest, cell = self._deadline, self._cell
+        others = [self._gone_deadline]
+        if cell is not None:
+            others += [cell.timeout_at, self._lookout.deadline, self._hang_deadline]
+        for other in others:  # asked for several times a cell: min() takes longer
+            if other is not None and (earliest is None or other < earliest):
+                earliest = other
+        return earliest
 
     @property
     def open_look(self) -> int | None:
@@ -126,7 +131,7 @@ class Pool:
     @property
     def _hang_deadline(self) -> float | None:
         cell = self._cell
-        if cell is None or cell.break_sent:
+        if not self._lookout.hang_text or cell is None or cell.break_sent:
             return None
         return self._lookout.hang_deadline(cell.hang_timeout_s)
 
@@ -349,8 +354,8 @@ class Pool:
         cell = self._cell
         if cell is None or cell.waiting:
             return []
-        whole = not (cell.group_broken or self.dead)
-        if whole and self._lookout.steps.suspect(self.world_size):
+        suspect = self._lookout.steps.suspect(self.world_size)
+        if suspect and not (cell.group_broken or self.dead):
             self._deadline = None
             return self._lookout.look(Purpose.STEPS, self.alive, now)
         return self._end_cell(cell, now)

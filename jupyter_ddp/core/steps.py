@@ -62,6 +62,8 @@ class Steps:
 
     def suspect(self, world_size: int) -> bool:
         """Some group's members may be out of step. Never says no where they are, after their cells' ends."""
+        if not self._touched:
+            return False
         return self._unfinished or any(self._differ(name, world_size) for name in self._touched)
 
     def _differ(self, name: str, world_size: int) -> bool:
@@ -74,8 +76,9 @@ class Steps:
         if agreed:
             for name in self._touched:
                 self._agreed[name] = dict(self._entered[name])
-        self._touched.clear()
-        self._unfinished = False
+        if self._touched:
+            self._touched.clear()
+            self._unfinished = False
 
 
 def group_states(sights: Sights) -> dict[str, dict[int, m.GroupState]]:

@@ -103,7 +103,7 @@ class Agent:
                     self._say_gathered()
                 if self._stops:
                     self._say_all(self._stops.due(time.monotonic()))
-                if self._looks:
+                if self._looks.asked:
                     self._say_all(self._looks.overdue())
                 self._flush()
         finally:
@@ -111,12 +111,15 @@ class Agent:
 
     def _pause_s(self) -> float | None:
         """How long nothing has to be done unless something happens."""
-        due = [self._usage.due_in_s()] if self._usage.watched else []
+        due_s = self._usage.due_in_s() if self._usage.watched else None
+        if not self._stops and not self._looks.asked:
+            return due_s
+        due = [due_s] if due_s is not None else []
         if self._stops:
             due.append(self._stops.timeout_s(time.monotonic()))
-        if self._looks:
+        if self._looks.asked:
             due.append(self._looks.timeout_s())
-        return min(due, default=None)
+        return min(due)
 
     def _attend(self, timeout_s: float | None, but: int = -1) -> None:
         """Wait for something to happen, on any descriptor `but` this one, and act on it."""

@@ -18,43 +18,40 @@ ANSWER_TIMEOUT_S = 1.0
 
 class Looks:
     def __init__(self) -> None:
-        self._asked: dict[tuple[RankProcess, int], float] = {}
+        self.asked: dict[tuple[RankProcess, int], float] = {}
+        """Who has still to answer which question, and by when."""
         self._owing: set[RankProcess] = set()
 
     def ask(self, process: RankProcess, look: m.Look) -> m.RankUnseen | None:
         """Pass the question on; or answer it, for a rank that has left an earlier one unanswered."""
         if process in self._owing:
             return process.unseen(look.number)
-        self._asked[process, look.number] = time.monotonic() + ANSWER_TIMEOUT_S
+        self.asked[process, look.number] = time.monotonic() + ANSWER_TIMEOUT_S
         process.tell_control(codec.encode(look))
         return None
 
     def answered(self, process: RankProcess, number: int) -> None:
         """The rank has said what it does."""
         self._owing.discard(process)
-        self._asked.pop((process, number), None)
-
-    def __bool__(self) -> bool:
-        """An answer is awaited."""
-        return bool(self._asked)
+        self.asked.pop((process, number), None)
 
     def timeout_s(self) -> float:
         """Until the first answer is overdue. Only while one is awaited."""
-        return max(0.0, min(self._asked.values()) - time.monotonic())
+        return max(0.0, min(self.asked.values()) - time.monotonic())
 
     def overdue(self) -> Iterator[m.RankUnseen]:
         """Answers for those that have not given theirs in time."""
         now = time.monotonic()
-        for (process, number), deadline in list(self._asked.items()):
+        for (process, number), deadline in list(self.asked.items()):
             if now >= deadline:
-                del self._asked[process, number]
+                del self.asked[process, number]
                 self._owing.add(process)
                 yield process.unseen(number)
 
     def forget(self, process: RankProcess) -> Iterator[m.RankUnseen]:
         """The process has ended: answers for what it was asked."""
         self._owing.discard(process)
-        for asked, number in list(self._asked):
+        for asked, number in list(self.asked):
             if asked is process:
-                del self._asked[asked, number]
+                del self.asked[asked, number]
                 yield process.unseen(number)

@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import pickle
+import select
 import sys
 import threading
 import time
@@ -31,6 +32,8 @@ from jupyter_ddp.worker.frames import is_users, place_of
 CALLS_SHOWN = 16
 """Of each group's calls, so many of the last go into an answer."""
 _OPEN_KEPT = 64
+_FINISH_TRIES = 20
+_FINISH_STEP_S = 0.0001
 
 # Older versions of torch have no recorder for gloo: then collectives are counted, and no more.
 _dump: Callable[..., bytes] | None = getattr(torch._C._distributed_c10d, "_dump_fr_trace", None)
@@ -140,7 +143,15 @@ class Collectives:
             if self._reported.get(name, 0) != number:
                 self._reported[name] = number
                 used.append(m.GroupCount(name, _members(group), number - self._sends.get(name, 0)))
-        return tuple(used), bool(used) and self.unfinished
+        return (tuple(used), self._stays_unfinished()) if used else ((), False)
+
+    def _stays_unfinished(self) -> bool:
+        """Of a collective that the rank has waited for, the recorder hears a moment later."""
+        for _ in range(_FINISH_TRIES):
+            if not self.unfinished:
+                return False
+            select.select([], [], [], _FINISH_STEP_S)
+        return True
 
     @property
     def unfinished(self) -> bool:
