@@ -31,6 +31,7 @@ PAGE = Path(__file__).parents[1] / "ARCHITECTURE.md"
 RANKS = 2
 DEPTH = 12
 _SURROUNDINGS = m.Surroundings({}, "/", [], "127.0.0.1", 1, "run", 0)
+_USED = (m.GroupCount("0", (), 1),)
 _Change = tuple[str, str, str]
 
 
@@ -90,7 +91,7 @@ def _news_of(pool: p.Pool, rank: int, state: p.RankState) -> Iterator[tuple[str,
         )
         yield (
             "cell finished",
-            m.CellFinished(**said, verdict="ok", duration_s=0.0, unfinished=True),
+            m.CellFinished(**said, verdict="ok", duration_s=0.0, counts=_USED, unfinished=True),
         )
     if (look := pool.open_look) is not None and not pool.running_on:
         for op in {"all_reduce", "barrier"} if rank else {"all_reduce"}:
