@@ -240,9 +240,11 @@ class CellRecord:
                     r.transcript.clear(message.wait)
                 case m.Notice():
                     r.note(message.text, message.withdrawn)
-                case m.CellFinished():
+                case m.CellFinished() if r.verdict is None:  # what ended once does not end otherwise
                     r.error, r.duration_s = message.error, message.duration_s
                     self._end(r, message.verdict)
+                case m.CellFinished():
+                    pass
 
     def _limit(self) -> str:
         """What is kept of a cell that has written more than can be."""

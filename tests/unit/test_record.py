@@ -420,3 +420,12 @@ def test_a_note_can_be_taken_back() -> None:
     assert record[0].notices == ["stopped"]
     record.take_back(0, "stopped")
     assert record[0].notices == []
+
+
+def test_what_ended_once_does_not_end_otherwise() -> None:
+    """A second end of the same rank, which nobody should send, changes nothing."""
+    record = CellRecord(1, [0])
+    error = m.CellError("ValueError", "no", 1, [])
+    record.fold(m.CellFinished(0, 1, 1, 0, "error", 0.1, error=error))
+    record.fold(m.CellFinished(0, 1, 1, 1, "ok", 0.2))
+    assert (record[0].verdict, record[0].error, record[0].duration_s) == ("error", error, 0.1)
