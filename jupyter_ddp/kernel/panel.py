@@ -38,6 +38,8 @@ class Watched(Protocol):
     def interrupt(self) -> None: ...
     def restart(self) -> str: ...
     def stop(self) -> None: ...
+    def where(self) -> str: ...
+    def heal(self) -> str: ...
 
 
 class Panel(anywidget.AnyWidget):
@@ -177,10 +179,10 @@ class Feed:
         return "interrupt sent; press again to go one step further"
 
     def _where(self) -> str:
-        return str(self._cluster.where())  # type: ignore[attr-defined]
+        return self._cluster.where()
 
     def _heal(self) -> str:
-        return str(self._cluster.heal())  # type: ignore[attr-defined]
+        return self._cluster.heal()
 
     def _restart(self) -> str:
         return self._cluster.restart()
