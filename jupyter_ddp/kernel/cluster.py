@@ -649,7 +649,7 @@ class Cluster:
 
     def _on_message(self, message: m.NodeToKernel) -> None:
         if type(message) in _CELL_MESSAGES:
-            execution = self._executions.get(message.cell)  # type: ignore[union-attr]
+            execution = self._executions.get(message.cell)  # type: ignore[union-attr]  # as was asked
             if execution is not None:
                 self._fold(execution, message)  # type: ignore[arg-type]  # which is what was asked
             return
