@@ -34,7 +34,7 @@ from traitlets.config import Config
 
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.worker.cell_code import compile_cell
-from jupyter_ddp.worker.tracebacks import forget_sources, user_traceback
+from jupyter_ddp.worker.tracebacks import forget_sources, left_out, user_traceback
 
 _MAX_ERROR_CHARS = 256 * 1024
 _MAX_TEXT_CHARS = 1024 * 1024
@@ -274,6 +274,8 @@ class RankShell(InteractiveShell):
                 lines = self.InteractiveTB.structured_traceback(kind, error, shown, tb_offset=0)
             except Exception as broken:  # noqa: BLE001  # the user's own __str__ or __repr__ may raise anything
                 lines = [f"{kind.__name__} (its text could not be made: {type(broken).__name__})"]
+            if missing := left_out(tb, shown, self.is_cell_file):
+                lines.insert(len(lines) - 1, missing)
         forget_sources(self.is_cell_file)
         traceback = [_sendable(str(text)) for text in lines]
         self._failure = m.CellError(kind.__name__, _sendable(_text_of(error)), line, traceback)

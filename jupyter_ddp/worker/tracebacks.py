@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
 from jupyter_ddp.worker.frames import OURS, is_users
 
+MAX_FRAMES = 40
+"""IPython reads the source of each anew, a millisecond or two: a thousand of them held up the cell's end."""
+_FIRST_CALLS, _LAST_CALLS = 2, 1
+"""Of a line that calls itself so many are shown, which is no more than stack_data shows."""
+
 
 @contextmanager
 def user_traceback(
     error: BaseException, tb: TracebackType | None, is_cell_file: Callable[[str], bool]
 ) -> Iterator[tuple[TracebackType | None, int]]:
-    """(the user's frames of `error`, the cell's line of the innermost of them; 0 if none).
+    """(the user's frames of `error`, at most MAX_FRAMES; the cell's line of the innermost; 0 if none).
 
     Inside, the exceptions that led to this one show their users' frames too; afterwards each has its
     own traceback again, as a debugger wants it.
@@ -55,9 +61,36 @@ def _trim(tb: TracebackType | None, is_cell_file: Callable[[str], bool]) -> Trac
     if raised_in is not None and raised_in not in shown and not _is_ours(raised_in):
         shown.append(raised_in)
     trimmed: TracebackType | None = None
-    for f in reversed(shown):
+    for f in reversed(_bounded(shown)):
         trimmed = TracebackType(trimmed, f.tb_frame, f.tb_lasti, f.tb_lineno)
     return trimmed
+
+
+def _bounded(frames: list[TracebackType]) -> list[TracebackType]:
+    """Of a deep recursion how it began and how it ended."""
+    if len(frames) <= MAX_FRAMES:
+        return frames
+    to_come = Counter(map(_place, frames))
+    been: Counter[object] = Counter()
+    kept = []
+    for f in frames:
+        place = _place(f)
+        been[place] += 1
+        if been[place] <= _FIRST_CALLS or to_come[place] <= _LAST_CALLS:
+            kept.append(f)
+        to_come[place] -= 1
+    half = MAX_FRAMES // 2
+    return kept if len(kept) <= MAX_FRAMES else [*kept[:half], *kept[-half:]]
+
+
+def _place(frame: TracebackType) -> object:
+    return frame.tb_frame.f_code, frame.tb_lineno
+
+
+def left_out(tb: TracebackType | None, shown: TracebackType | None, is_cell_file: Callable[[str], bool]) -> str:
+    """In one line, how many of the user's frames are not shown; "" when all are."""
+    count = sum(_is_users(f, is_cell_file) for f in _frames(tb)) - len(_frames(shown))
+    return f"[… {count:,} frames of a deep recursion are left out]" if count > 0 else ""
 
 
 def _is_users(frame: TracebackType, is_cell_file: Callable[[str], bool]) -> bool:

@@ -40,11 +40,19 @@ def test_a_hostile_repr(pools: Pools, promised: Stopwatch, what: str) -> None:
     assert cluster.run(REDUCE).ok
 
 
-def test_a_repr_without_end(pools: Pools) -> None:
-    """A thousand frames take a while to be made readable, and are then an ordinary error."""
+@pytest.mark.promise("a recursion without end is an ordinary error of the cell", bound_s=3)
+def test_a_repr_without_end(pools: Pools, promised: Stopwatch) -> None:
+    """Of a thousand frames few are made readable; how many are not is said."""
     cluster = pools.of(2)
-    words, _ = run_to_failure(cluster, f"{CLASS.format('__repr__(self): return repr(self)')}\nHostile()")
+    with promised():
+        words, record = run_to_failure(
+            cluster, f"{CLASS.format('__repr__(self): return repr(self)')}\nHostile()"
+        )
     assert words.startswith("ranks 0-1: RecursionError")
+    error = record[0].error
+    assert error is not None
+    assert len(error.traceback) < 10
+    assert re.search(r"\[… \d+ frames of a deep recursion are left out\]", error.traceback[-2])
     assert cluster.run(REDUCE).ok
 
 
