@@ -21,6 +21,8 @@ import torch.distributed as dist
 from msgspec import Struct
 from torch.distributed import distributed_c10d as c10d
 
+from jupyter_ddp.worker.group_places import renew
+
 OURS = "jupyter_ddp "
 """How the names of groups begin that are formed for one generation only."""
 
@@ -196,6 +198,7 @@ def _replace(olds: list[Any], successors: dict[int, Any]) -> None:
             holder.cell_contents = successors.get(id(holder.cell_contents), holder.cell_contents)
         else:
             _replace_attributes(holder, successors)
+    renew(namespace, successors)
 
 
 def _replace_attributes(holder: Any, successors: dict[int, Any]) -> None:

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.healing import COPY_TIMEOUT_S
+from jupyter_ddp.worker.group_places import take_places, tell_places
 from jupyter_ddp.worker.interrupts import InterruptGate
 from jupyter_ddp.worker.random_states import RandomStates
 from jupyter_ddp.worker.surroundings import torchrun_environ
@@ -72,8 +73,10 @@ class Inheritance:
             with self._interruptible():
                 if rank == order.source:
                     self._give(order, store)
-                elif rank in order.replaced and order.source >= 0:
-                    return self._take(order, store)
+                elif order.source >= 0:
+                    if rank in order.replaced:
+                        return self._take(order, store)
+                    tell_places(self._shell.user_ns, rank, store)
         finally:
             self._random.restore(drawn)
         spread = [] if rank in order.replaced else self._spread()
@@ -191,9 +194,12 @@ class Inheritance:
                 raise RuntimeError(f"rank {order.source}'s variables could not be collected: {where.error}")
             fd = os.open(f"/proc/{where.pid}/fd/{where.fd}", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                return self._read(fd, where, order.place)
+                told = self._read(fd, where, order.place)
             finally:
                 os.close(fd)
+            others = set(range(order.place.world_size)) - {order.source, *order.replaced}
+            take_places(self._shell.user_ns, sorted(others), store)
+            return told
         finally:
             store.set(f"variables/{order.place.rank}", b"taken")
 

@@ -23,6 +23,7 @@ from typing import Any
 import cloudpickle
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
 from jupyter_ddp.core.messages import NotCopied
 
@@ -104,7 +105,8 @@ class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickl
         if type(obj).__module__ == "numpy" and type(obj).__name__ == "ndarray":
             return self._outside_array(obj)
         if isinstance(obj, dist.ProcessGroup):
-            return ("group", str(obj.group_name))
+            members = c10d._world.pg_group_ranks.get(obj, {})
+            return ("group", str(obj.group_name), tuple(members))
         if obj is sys.stdout or obj is sys.stderr:
             return ("stream", "stdout" if obj is sys.stdout else "stderr")
         return "shell" if obj is self._shell else None

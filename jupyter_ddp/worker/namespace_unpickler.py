@@ -84,8 +84,8 @@ class NamespaceUnpickler(pickle.Unpickler):
                 return torch.device(self._device(name))
             case ("stream", name):
                 return getattr(sys, name)
-            case ("group", name):
-                return self._group(name)
+            case ("group", name, members):
+                return self._group(name, members)
             case _:
                 raise pickle.UnpicklingError(f"no such thing beside the stream: {pid!r}")
 
@@ -120,11 +120,13 @@ class NamespaceUnpickler(pickle.Unpickler):
                 raise EOFError("the copy of the variables is shorter than it should be")
             view, at = view[n_bytes:], at + n_bytes
 
-    def _group(self, name: str) -> Any:
+    def _group(self, name: str, members: tuple[int, ...]) -> Any:
+        if members and self._here.rank not in members:
+            return dist.GroupMember.NON_GROUP_MEMBER
         for group, known in c10d._world.pg_names.items():
             if str(known) == name:
                 return group
-        return self._missing(f"a process group that rank {self._here.rank} is no member of")
+        return self._missing("a process group that was destroyed")
 
     # -- objects -----------------------------------------------------------------------------------
 
@@ -162,7 +164,9 @@ class NamespaceUnpickler(pickle.Unpickler):
 
     def _ddp(self, model: Any, state: dict[str, Any], group: Any) -> None:
         model.__setstate__(state)
-        if group is not dist.group.WORLD and not isinstance(group, NotCopied):
+        if group == dist.GroupMember.NON_GROUP_MEMBER:
+            self._note(f"its process group, which rank {self._here.rank} is no member of")
+        elif group is not dist.group.WORLD and not isinstance(group, NotCopied):
             model._update_process_group(group)
         for hook, hook_state in getattr(model, "_comm_hooks", ()):
             dist._register_comm_hook(model.reducer, hook_state, hook)  # type: ignore[attr-defined]

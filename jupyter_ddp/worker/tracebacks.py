@@ -87,7 +87,9 @@ def _place(frame: TracebackType) -> object:
     return frame.tb_frame.f_code, frame.tb_lineno
 
 
-def left_out(tb: TracebackType | None, shown: TracebackType | None, is_cell_file: Callable[[str], bool]) -> str:
+def left_out(
+    tb: TracebackType | None, shown: TracebackType | None, is_cell_file: Callable[[str], bool]
+) -> str:
     """In one line, how many of the user's frames are not shown; "" when all are."""
     count = sum(_is_users(f, is_cell_file) for f in _frames(tb)) - len(_frames(shown))
     return f"[… {count:,} frames of a deep recursion are left out]" if count > 0 else ""

@@ -136,6 +136,30 @@ def test_the_users_groups_go_on_with_the_new_rank_in_them(pool: Cluster, n: int)
 
 
 @pytest.mark.parametrize("n", [3])
+def test_groups_that_the_source_is_no_member_of(pool: Cluster, n: int) -> None:
+    """The new rank has its own part in each group, wherever a variable refers to it, not the source's."""
+    pool.run(
+        "pair = dist.new_group([1, 2]); other = dist.new_group([0, 2]); number = -100\n"
+        "class Holder: pass\n"
+        "holder = Holder(); holder.group = pair\n"
+        "listed = [other, (pair, {'pair': pair})]"
+    )
+    looks = (
+        "outside = dist.GroupMember.NON_GROUP_MEMBER\n"
+        "[g == outside for g in (pair, other, holder.group, listed[0], listed[1][0], listed[1][1]['pair'])]"
+    )
+    before = values(pool, looks)
+    kill(pool, 1)
+    said = pool.heal(source=0)
+    assert "not as they were" not in said
+    assert values(pool, looks) == before
+    for group in ("pair", "listed[1][0]"):
+        reduce = f"t = torch.ones(1) + rank; dist.all_reduce(t, group={group}); t.item()"
+        assert values(pool, reduce) == [1.0, 5.0, 5.0]
+    assert values(pool, "number") == [-100] * 3
+
+
+@pytest.mark.parametrize("n", [3])
 def test_all_but_one_die_in_a_collective(pool: Cluster, n: int) -> None:
     """Also after the group was broken by a death; and all may die: then the new ones begin anew."""
     pool.run("kept = rank")

@@ -25,7 +25,7 @@ def cell(source: str) -> dict[str, Any]:
 
 
 def raised(run: Callable[[], object]) -> BaseException:
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # whatever it is
+    with pytest.raises(Exception) as caught:
         run()
     return caught.value
 
