@@ -5,6 +5,7 @@ Owns the limits. Never leaves anything out without saying how much, and never to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ BLOCK_CHARS = 120
 """What the markup of a further piece of a group takes, about."""
 GROUP_CHARS = 200
 """The least that a group takes, about, with the markup of one piece."""
-
+SAMPLE = 80
+"""Of more groups than these, about so many are written first, to see what they take."""
 
 LINE_CHARS = 14
 """What each line takes in a notebook's file besides its characters: a line of JSON with its indentation."""
@@ -62,13 +64,15 @@ def fit(shown: list[Shown], limits: Limits, write: Callable[[Page], str]) -> str
 def _write_less(shown: list[Shown], limits: Limits, write: Callable[[Page], str]) -> str:
     """Less text of each group, in few tries; in the end none of it, then fewer groups."""
     most = limits.chars // GROUP_CHARS
+    if SAMPLE < len(shown) <= most and (text := _write_at_once(shown, limits, write)):
+        return text
     while True:
         least = _page(shown, limits, 0, most)
         shortest = write(least)
         if _fits(shortest, least, limits) or most <= 1:
             break
         most //= 2
-    fixed = saved_chars(shortest) - _kept_media_chars(least)
+    fixed = _written_chars(shortest, least)
     room = min(sum(map(_text_chars, shown)), int(0.9 * (limits.chars - fixed)))
     for _ in range(5):
         page = _page(shown, limits, room, most)
@@ -76,13 +80,31 @@ def _write_less(shown: list[Shown], limits: Limits, write: Callable[[Page], str]
         if _fits(text, page, limits):
             return text
         # Escapes and colours make text longer, by a factor that this try has shown.
-        grown = max(1, saved_chars(text) - _kept_media_chars(page) - fixed)
+        grown = max(1, _written_chars(text, page) - fixed)
         room = int(0.9 * room * min(1.0, (limits.chars - fixed) / grown))
     return shortest
 
 
+def _write_at_once(shown: list[Shown], limits: Limits, write: Callable[[Page], str]) -> str:
+    """With as much text as some of many groups say that there is room for; "" where that was too much."""
+    some = shown[:: math.ceil(len(shown) / SAMPLE)]
+    rooms = 0, limits.chars * len(some) // len(shown)
+    least, more = (_page(some, limits, room, len(some)) for room in rooms)
+    fixed, longer = (_written_chars(write(page), page) for page in (least, more))
+    taken = sum(map(_text_chars, more.shown)) or 1
+    grown = max(1.0, (longer - fixed) / taken)
+    room = int(0.9 * (limits.chars - fixed / len(some) * len(shown)) / grown)
+    page = _page(shown, limits, max(0, room), len(shown))
+    text = write(page)
+    return text if _fits(text, page, limits) else ""
+
+
+def _written_chars(text: str, page: Page) -> int:
+    return saved_chars(text) - _kept_media_chars(page)
+
+
 def _fits(text: str, page: Page, limits: Limits) -> bool:
-    return saved_chars(text) - _kept_media_chars(page) <= limits.chars
+    return _written_chars(text, page) <= limits.chars
 
 
 def saved_chars(text: str) -> int:

@@ -456,7 +456,7 @@ class Part {
     this.node.append(this.head, this.text);
     this.scroll = new Scroll(this.lines);
     this.rich = new Map();
-    this.visible = true;
+    this.visible = view.parts.size < ROWS; // of many, only those that the watcher has seen are drawn
     this.node.part = this;
     this.title.addEventListener("click", () => view.select(view.selected === "all" ? this.ranks[0] : "all"));
   }
@@ -494,10 +494,17 @@ class Part {
     const end = members.find((rank) => rank.end)?.end;
     const glyph = end ? `${GLYPHS[members[0].state]} ` : "";
     const what = end ? ` · ${end.traceback ? end.title : end.state}` : "";
-    this.title.replaceChildren(glyph, element("strong", "", named(this.ranks)), what + (members.length > 1 && !differ ? " · identical" : ""));
-    this.title.title = this.view.selected === "all" ? "show it alone" : "show all ranks";
-    this.node.classList.toggle("jddp-failed", !!end && !end.blocked);
-    this.node.setAttribute("aria-label", this.title.textContent);
+    const ranks = named(this.ranks);
+    const rest = what + (members.length > 1 && !differ ? " · identical" : "");
+    const title = this.view.selected === "all" ? "show it alone" : "show all ranks";
+    const key = [glyph, ranks, rest, title, !!end?.blocked].join("\n");
+    if (key !== this.headed) {
+      this.headed = key;
+      this.title.replaceChildren(glyph, element("strong", "", ranks), rest);
+      this.title.title = title;
+      this.node.classList.toggle("jddp-failed", !!end && !end.blocked);
+      this.node.setAttribute("aria-label", this.title.textContent);
+    }
     this.more.textContent = leader.lines > 1 ? `${leader.lines.toLocaleString("en")} lines` : "";
   }
 
@@ -808,12 +815,7 @@ class View {
     const keys = parts.map((part) => part.key).join();
     if (keys !== this.order) {
       this.order = keys;
-      this.body.replaceChildren(...parts.map((part) => part.node));
-      for (const [key, part] of this.parts) {
-        if (parts.includes(part)) continue;
-        this.watcher.unobserve(part.node);
-        this.parts.delete(key);
-      }
+      this.arrange(parts);
     }
     parts.forEach((part, at) => {
       if (part.visible || whole) part.draw(groups[at][0], groups[at][1], rows, this.wanted);
@@ -821,6 +823,23 @@ class View {
     if (!parts.length) this.drawNothing();
     if (whole && this.follow) this.toEnd();
     this.followButton.hidden = this.follow || !whole;
+  }
+
+  // What stands where it belongs stays there: a node that is moved is laid out anew.
+  arrange(parts) {
+    const shown = new Set(parts);
+    for (const [key, part] of this.parts) {
+      if (shown.has(part)) continue;
+      this.watcher.unobserve(part.node);
+      this.parts.delete(key);
+    }
+    const nodes = new Set(parts.map((part) => part.node));
+    for (const node of [...this.body.childNodes]) if (!nodes.has(node)) node.remove();
+    let at = this.body.firstChild;
+    for (const { node } of parts) {
+      if (node === at) at = at.nextSibling;
+      else this.body.insertBefore(node, at);
+    }
   }
 
   toEnd() {

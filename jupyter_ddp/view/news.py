@@ -291,7 +291,7 @@ def _chars(part: Any) -> int:
     if isinstance(part, str):
         extra = 0 if part.isascii() else 2 * sum(not c.isascii() for c in part)
         return len(part) + extra + 5 * part.count("\x1b") + part.count('"') + part.count("\\")
-    return sum(4 + _chars(line) for line in part) if isinstance(part, list) else 0
+    return 4 * len(part) + _chars("".join(part)) if isinstance(part, list) else 0
 
 
 def _cut(texts: list[NewText], share: int, head_share: float) -> list[list[Any]]:

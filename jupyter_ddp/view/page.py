@@ -11,8 +11,10 @@ colours that same sanitiser may keep one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
 
 from jupyter_ddp.core.record import Snapshot
 from jupyter_ddp.core.topology import named
@@ -30,6 +32,8 @@ MAX_STYLED_GROUPS = 32
 """More groups than these are shown without decoration, which would be most of the page."""
 MAX_UNFOLDED = 32
 """More groups than these are folded, but for those that failed: laying them out takes a browser a second."""
+MAX_LISTED = 64
+"""More groups in a row than these are folded once more, so many at a time: so are their headings."""
 
 _TEMPLATE = """\
 {%- macro run(lines, kind) -%}
@@ -52,13 +56,7 @@ _TEMPLATE = """\
 {%- endif -%}
 {%- endmacro -%}
 
-<div class="jupyter-ddp">
-{%- if chips %}
-<p class="jupyter-ddp-strip"{{ style.strip }}>
-{%- for chip in chips %}{{ " " if not loop.first }}<span title="{{ words[chip.verdict] }}"
-{{- style.failed if chip.verdict in FAILURES else style.chip }}>{{ chip }}</span>{% endfor %}</p>
-{%- endif %}
-{%- for one in page.shown %}
+{%- macro part(one) -%}
 {%- if not one.quiet %}
 <details{{ " open" if one.group.ranks[0] in unfolded -}}
 {{ style.failure if one.failed and not one.blocked else style.group }}>
@@ -71,6 +69,22 @@ _TEMPLATE = """\
 </details>
 {%- elif one.failed or (one.group.shown.verdict is none and not live) %}
 <p class="jupyter-ddp-quiet"{{ style.quiet }}>{{ quiet(one.group.ranks, state(one.group)) }}</p>
+{%- endif %}
+{%- endmacro -%}
+
+<div class="jupyter-ddp">
+{%- if chips %}
+<p class="jupyter-ddp-strip"{{ style.strip }}>
+{%- for chip in chips %}{{ " " if not loop.first }}<span title="{{ words[chip.verdict] }}"
+{{- style.failed if chip.verdict in FAILURES else style.chip }}>{{ chip }}</span>{% endfor %}</p>
+{%- endif %}
+{%- for fold in folds %}
+{%- if fold.title %}
+<details{{ style.group }}><summary{{ style.summary }}>{{ fold.title }}</summary><div{{ indented }}>
+{%- endif %}
+{%- for one in fold.shown %}{{ part(one) }}{% endfor %}
+{%- if fold.title %}
+</div></details>
 {%- endif %}
 {%- endfor %}
 {%- if silent %}
@@ -119,9 +133,11 @@ def write(page: Page, snapshot: Snapshot, live: bool) -> str:
     template, styles, few_styles = _compiled()
     several = live or any(rank.verdict != "ok" for rank in snapshot.ranks)
     silent = [r for one in page.shown if one.quiet and _ended_well(one) for r in one.group.ranks]
+    unfolded = _unfolded(page)
     return template.render(
         page=page,
-        unfolded=_unfolded(page),
+        folds=list(_folds(page, unfolded)),
+        unfolded=unfolded,
         live=live,
         chips=wording.strip_of(snapshot) if several else [],
         notes=wording.notes(snapshot, live),
@@ -138,12 +154,41 @@ def _unfolded(page: Page) -> set[int]:
     return {one.group.ranks[0] for one in chosen} if len(chosen) <= MAX_UNFOLDED else set()
 
 
+class _Fold(NamedTuple):
+    """Groups that stand below one heading; below none (""), where they are few."""
+
+    title: str
+    shown: list[Shown]
+
+
+def _folds(page: Page, unfolded: set[int]) -> Iterator[_Fold]:
+    """The groups in their order, long runs of closed ones in folds: a browser skips what is in them."""
+
+    def kind(one: Shown) -> tuple[bool, bool]:
+        return one.quiet or one.group.ranks[0] in unfolded, one.blocked
+
+    visible = (one for one in page.shown if not (one.quiet and _ended_well(one)))
+    for (single, _), same in groupby(visible, kind):
+        run = list(same)
+        if single or len(run) <= MAX_LISTED:
+            yield _Fold("", run)
+            continue
+        for at in range(0, len(run), MAX_LISTED):
+            part = run[at : at + MAX_LISTED]
+            ranks = sorted(rank for one in part for rank in one.group.ranks)
+            yield _Fold(_heading(wording.named_in_short(ranks), f" · {len(part)} different"), part)
+
+
 def _title(group: Group) -> Markup:
     """The title, its ranks in bold."""
-    from markupsafe import Markup
-
     ranks, dot, rest = wording.title(group).partition(" · ")
-    return Markup("<strong>{}</strong>{}").format(ranks, dot + rest)
+    return _heading(ranks, dot + rest)
+
+
+def _heading(ranks: str, rest: str) -> Markup:
+    from markupsafe import Markup, escape
+
+    return Markup(f"<strong>{escape(ranks)}</strong>{escape(rest)}")  # each part escaped
 
 
 def _ended_well(one: Shown) -> bool:
@@ -175,6 +220,7 @@ def _environment() -> Environment:
         words=wording.WORDS,
         FAILURES=("error", "died", "unknown"),
         newline_again=lambda text: "\n" if text.startswith("\n") else "",  # <pre> drops a first one
+        indented=Markup(' style="padding-left:1.5em"'),
         quiet=lambda ranks, what: f"{named(ranks)} · {what}",
     )
     return environment

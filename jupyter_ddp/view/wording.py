@@ -116,7 +116,12 @@ def cause(group: Group) -> str:
 
 def hidden(ranks: list[int]) -> str:
     """Which ranks were left out whole."""
-    return f"rank{'s' * (len(ranks) > 1)} {numbers(ranks)} not shown"
+    return f"{named_in_short(ranks)} not shown"
+
+
+def named_in_short(ranks: list[int]) -> str:
+    """ "ranks 0–63"; of very many ranges the first, and how many ranks there are."""
+    return f"rank{'s' * (len(ranks) > 1)} {numbers(ranks)}"
 
 
 def gap(lines: int, outputs: int = 0) -> str:

@@ -56,8 +56,9 @@ def stream(server: JupyterServer, browser: BrowserContext, n_ranks: int, seconds
     page.run(0, 60)
     page.page.evaluate(WATCH)
     page.start(1)
-    page.wait(1, seconds + 30)
-    page.page.wait_for_function("window.watched.shown", timeout=20_000)
+    # In the page: a search of the whole page from outside, twenty times a second, is what would be measured.
+    page.page.wait_for_function("window.watched.shown", polling=200, timeout=(seconds + 50) * 1000)
+    page.wait(1)
     watched = page.page.evaluate("window.watched")
     report = json.loads((server.root / f"{name}.json").read_text())
     page.save()

@@ -224,8 +224,23 @@ def test_many_ranks_that_all_differ_stay_below_a_megabyte(n_ranks: int, unit: st
     """Every rank keeps a summary and the end of its text; the page says that there is more."""
     page = html(*(rank(n, written(unit.format(n) * 200), verdict="error") for n in range(n_ranks)))
     assert len(page) <= MAX_CHARS
-    assert [n for s in _Reader(page).of("summary") for n in numbers(s)] == list(range(n_ranks))
+    headings = [s for s in _Reader(page).of("summary") if "different" not in s]
+    assert [n for s in headings for n in numbers(s)] == list(range(n_ranks))
     assert "Shortened to keep the notebook small; the cell&#39;s record has it all." in page
+
+
+def test_long_runs_of_folded_groups_are_folded_once_more() -> None:
+    """A thousand headings are no overview, and take a browser a second; who failed stands outside."""
+    ranks = [
+        rank(n, written(f"{n % 2} {n // 2}\n"), verdict="died" if n == 700 else "ok") for n in range(1024)
+    ]
+    reader = _Reader(html(*ranks))
+    folds = [s for s in reader.of("summary") if "different" in s]
+    assert folds[0] == "ranks 0–63 · 64 different"
+    assert folds[10:12] == ["ranks 640–699 · 60 different", "ranks 701–764 · 64 different"]
+    assert [n for s in folds for n in numbers(s)] == [n for n in range(1024) if n != 700]
+    assert len(reader.of("details")) == 1024 + len(folds)
+    assert "different" not in html(*(rank(n, written(f"{n}\n")) for n in range(64)))
 
 
 LIVE_CASES = {
