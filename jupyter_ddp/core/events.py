@@ -31,6 +31,8 @@ class CellRequested(Struct, frozen=True):
     """It is interrupted when it takes longer; 0: it may take as long as it does."""
     hang_timeout_s: float = 0.0
     """A hang that lasts so long ends the cell; 0: none does."""
+    code: bytes = b""
+    """The source compiled, as `core.compiled_cell` packs it; empty: the ranks compile it."""
 
 
 class LookRequested(Struct, frozen=True):
@@ -88,6 +90,7 @@ Event = (
     | m.GroupFailed
     | m.WorkerExited
     | m.CellFinished
+    | m.GoodEnds
     | m.RankSeen
     | m.RankUnseen
     | m.RankStuck

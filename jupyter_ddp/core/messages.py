@@ -81,7 +81,8 @@ class RunCell(Message, frozen=True):
     `awaits` says that the source uses top-level await, `shows` that a statement of it may have a value
     to be shown. `members` are the ranks the cell runs on, in
     ascending order; it is empty when that is the whole world. `count` is the notebook's prompt number.
-    `checks`: each collective is compared among its ranks before it begins.
+    `checks`: each collective is compared among its ranks before it begins. `code` is the source as
+    `core.compiled_cell` packs it; empty where each rank has to compile it for itself.
     """
 
     cell: int
@@ -91,6 +92,7 @@ class RunCell(Message, frozen=True):
     members: tuple[int, ...] = ()
     count: int = 0
     checks: bool = False
+    code: bytes = b""
 
 
 class BreakGroup(Message, frozen=True):
@@ -373,6 +375,13 @@ class CellFinished(FromRank, frozen=True, omit_defaults=True):
     unfinished: bool = False
 
 
+class GoodEnds(Message, frozen=True):
+    """A cell's good ends on several ranks, from their agent: they are taken in one step."""
+
+    cell: int
+    ends: tuple[CellFinished, ...]
+
+
 class Call(Struct, frozen=True, forbid_unknown_fields=True):
     """A collective that a rank has entered. `number` counts a group's collectives from 1.
 
@@ -460,7 +469,8 @@ RankMessage = (
     | RankStuck
 )
 
-CellMessage = Output | FdOutput | Display | ClearOutput | Notice | CellFinished
+RankCellMessage = Output | FdOutput | Display | ClearOutput | Notice | CellFinished
+CellMessage = RankCellMessage | GoodEnds
 """What a cell's record is folded from."""
 
 NodeToKernel = (
@@ -473,6 +483,7 @@ NodeToKernel = (
     | WorkerSuspended
     | RankUnseen
     | FdOutput
+    | GoodEnds
     | WorkerConnected
     | GroupFormed
     | GroupFailed

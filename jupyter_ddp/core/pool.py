@@ -153,8 +153,10 @@ class Pool:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at time `now` (seconds, monotonic); give what is to be done, in order."""
         match event:
+            case m.GoodEnds():
+                return self._finished(event.ends, now)
             case m.CellFinished():
-                return self._finished(event, now)
+                return self._finished((event,), now)
             case m.RankStuck():
                 return self._stuck(event, now)
             case m.RankSeen() | m.RankUnseen():
@@ -311,7 +313,14 @@ class Pool:
             self._cell.limit(event.timeout_s, now)
         members = () if len(event.targets) == len(self.ranks) else event.targets
         run = m.RunCell(
-            event.cell, event.source, event.awaits, event.shows, members, event.count, event.checks
+            event.cell,
+            event.source,
+            event.awaits,
+            event.shows,
+            members,
+            event.count,
+            event.checks,
+            event.code,
         )
         return [_tell(event.targets, run)]
 
@@ -333,17 +342,20 @@ class Pool:
         lost = "" if self.alive else "pool lost: "
         return f"{lost}{named(gone, '-')} died{why}; nothing was run. To go on: {healing.way_on(self.alive)}"
 
-    def _finished(self, event: m.CellFinished, now: float) -> list[Effect]:
+    def _finished(self, ends: Iterable[m.CellFinished], now: float) -> list[Effect]:
         cell = self._cell
-        if cell is None or event.cell != cell.cell or event.rank not in cell.waiting:
+        if cell is None:
             return []
-        cell.group_broken |= event.group_broken
-        blocked = event.group_broken and event.verdict == "interrupted"
-        cell.end(event.rank, event.verdict, blocked=blocked)
-        self._lookout.note(event)
-        if event.verdict == "error" or event.group_broken:
-            self._break_by(now + PEER_FAILED_TIMEOUT_S)
-        return self._maybe_end_cell(now)
+        before = len(cell.waiting)
+        for end in ends:
+            if end.cell != cell.cell or end.rank not in cell.waiting:
+                continue
+            cell.group_broken |= end.group_broken
+            cell.end(end.rank, end.verdict, blocked=end.group_broken and end.verdict == "interrupted")
+            self._lookout.note(end)
+            if end.verdict == "error" or end.group_broken:
+                self._break_by(now + PEER_FAILED_TIMEOUT_S)
+        return self._maybe_end_cell(now) if len(cell.waiting) < before else []
 
     def _break_by(self, when: float) -> None:
         """Whoever still waits for a failed rank at that time is freed."""

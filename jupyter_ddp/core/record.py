@@ -221,9 +221,14 @@ class CellRecord:
     def fold(self, message: m.CellMessage) -> None:
         """Add one message of this cell. What comes from a rank that the cell is not for is left out."""
         with self._lock:
-            r = self._ranks.get(message.rank)
-            if r is None:
-                return
+            if isinstance(message, m.GoodEnds):
+                for end in message.ends:
+                    self._fold_from(end)
+            else:
+                self._fold_from(message)
+
+    def _fold_from(self, message: m.RankCellMessage) -> None:
+        if (r := self._ranks.get(message.rank)) is not None:
             self.version += 1
             r.changed_at = self.version
             r.check_order(isinstance(message, m.FdOutput), message.seq)

@@ -24,6 +24,7 @@ from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.advice import remarks
+from jupyter_ddp.core.compiled_cell import cell_file
 from jupyter_ddp.core.errors import PoolError, UsageError
 from jupyter_ddp.core.faults import describe_exit
 from jupyter_ddp.core.healing import COPY_TIMEOUT_S, HEAL_TIMEOUT_S
@@ -343,6 +344,7 @@ class Cluster:
                     check_collectives,
                     timeout_s or 0.0,
                     hang_timeout_s,
+                    prepared.packed(cell_file(cell, count)),
                 )
             )
             self._forget_surplus()  # while the ranks are at work

@@ -38,7 +38,8 @@ class Execution:
 
     def tell(self, message: m.CellMessage) -> None:
         """Wake who waits, unless all that happened is that a silent cell ended well on one more rank."""
-        if not isinstance(message, m.CellFinished) or message.verdict != "ok":
+        good = isinstance(message, m.GoodEnds)
+        if not (good or (isinstance(message, m.CellFinished) and message.verdict == "ok")):
             self._something_shown = True
         if self._something_shown and not self.news.is_set():
             self.news.set()

@@ -8,6 +8,7 @@ import inspect
 import keyword
 import re
 import warnings
+from types import CodeType
 from typing import Any
 
 from IPython.core.getipython import get_ipython
@@ -15,6 +16,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from msgspec import Struct
 
 from jupyter_ddp.core.advice import mentions_collective
+from jupyter_ddp.core.compiled_cell import pack
 from jupyter_ddp.core.errors import UsageError
 
 _ESCAPES = re.compile(r"[%!?]|^\s*(?:[,;/>]|\.\.\.|In ?\[|\[)|\A\s", re.MULTILINE)
@@ -28,21 +30,29 @@ class PreparedSource(Struct, frozen=True):
     """Plain Python, with the notebook cell's line numbers.
 
     `awaits`: it uses top-level await; `shows`: its last statement is an expression. `tree`: its syntax
-    tree, where it may call a collective.
+    tree, where it may call a collective. `code`: it compiled, where a rank can take it as it is.
     """
 
     source: str
     awaits: bool
     shows: bool
     tree: ast.Module | None = None
+    code: CodeType | None = None
+
+    def packed(self, file: str) -> bytes:
+        """The code under this file name, for the ranks; empty where they compile the source themselves."""
+        return b"" if self.code is None else pack(self.code, file)
 
 
-class _Silence:
-    """No warning about the source inside: the ranks compile it again, and warn."""
+class _Warnings:
+    """Inside, what the compiler has to warn of is ignored, or an error: `action`."""
+
+    def __init__(self, action: str) -> None:
+        self._filters = [(action, None, Warning, None, 0)]
 
     def __enter__(self) -> None:
         # As warnings.catch_warnings does it, without its copies; the compiler asks for this list alone.
-        self._before, warnings.filters = warnings.filters, [("ignore", None, Warning, None, 0)]
+        self._before, warnings.filters = warnings.filters, self._filters
 
     def __exit__(self, *_: object) -> None:
         warnings.filters = self._before
@@ -59,9 +69,7 @@ def prepare(cell: str, first_line: int = 1, shell: Any = None) -> PreparedSource
         # Transforming drops empty lines at the top: the tracebacks' line numbers count them.
         leading = len(cell) - len(cell.lstrip("\n"))
         source = "\n" * (first_line - 1 + leading) + _transformed(cell, shell or get_ipython())
-        with _Silence():
-            tree = ast.parse(source)
-            code = compile(tree, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        tree, code, warns = _compiled(source)
     except SyntaxError as error:
         where = f"line {error.lineno}: " if error.lineno else ""
         text = f" in {error.text.strip()!r}" if error.text and error.text.strip() else ""
@@ -70,7 +78,24 @@ def prepare(cell: str, first_line: int = 1, shell: Any = None) -> PreparedSource
         raise UsageError(f"the cell cannot be compiled: {error}; nothing was run") from None
     shows = bool(tree.body) and isinstance(tree.body[-1], ast.Expr)
     looked_at = tree if mentions_collective(source) else None
-    return PreparedSource(source, bool(code.co_flags & inspect.CO_COROUTINE), shows, looked_at)
+    # Where a value is to be shown, a rank's own settings say which, and it is the ranks that warn.
+    ready = None if shows or warns else code
+    return PreparedSource(source, bool(code.co_flags & inspect.CO_COROUTINE), shows, looked_at, ready)
+
+
+def _compiled(source: str) -> tuple[ast.Module, CodeType, bool]:
+    """(the syntax tree, the code, whether the compiler has something to warn of). Raises SyntaxError."""
+    try:
+        with _Warnings("error"):
+            return *_compile(source), False
+    except SyntaxError:  # it may be a warning
+        with _Warnings("ignore"):
+            return *_compile(source), True
+
+
+def _compile(source: str) -> tuple[ast.Module, CodeType]:
+    tree = ast.parse(source)
+    return tree, compile(tree, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
 
 
 def _transformed(cell: str, shell: Any) -> str:

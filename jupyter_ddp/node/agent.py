@@ -70,9 +70,11 @@ class Agent:
         self._preloaded = False
         self._forkserver_lost = False
         self._start_waiting: list[m.StartRanks] = []
-        self._gathered: list[bytes] = []
+        self._gathered: list[m.CellFinished] = []
         self._gathered_at = 0.0
         self._usage = UsageSampler()
+        self._has_duties = False
+        """Usage is watched, a rank is stopped or was asked something: one look where three would be taken."""
         self._leaving = False
         self._throttled = False
         # Not `selectors`: with four ranks on two cores, its bookkeeping is a twentieth of a short cell.
@@ -96,30 +98,36 @@ class Agent:
         self._flush()
         try:
             while not self._leaving:
-                self._attend(_GATHER_S if self._gathered else self._pause_s())
-                if self._usage.watched and self._usage.due_in_s() == 0:
-                    self._say(self._usage.sample(self._ranks.values(), self._busy))
-                if self._gathered and time.monotonic() - self._gathered_at >= _GATHER_S:
-                    self._say_gathered()
-                if self._stops:
-                    self._say_all(self._stops.due(time.monotonic()))
-                if self._looks.asked:
-                    self._say_all(self._looks.overdue())
+                if self._gathered:
+                    self._attend(_GATHER_S)
+                    if self._gathered and time.monotonic() - self._gathered_at >= _GATHER_S:
+                        self._say_gathered()
+                else:
+                    self._attend(self._pause_s() if self._has_duties else None)
+                if self._has_duties:
+                    self._do_duties()
                 self._flush()
         finally:
             self._end_all()
 
-    def _pause_s(self) -> float | None:
-        """How long nothing has to be done unless something happens."""
-        due_s = self._usage.due_in_s() if self._usage.watched else None
-        if not self._stops and not self._looks.asked:
-            return due_s
-        due = [due_s] if due_s is not None else []
+    def _do_duties(self) -> None:
+        """What has its own time, whatever happens on the descriptors."""
+        if self._usage.watched and self._usage.due_in_s() == 0:
+            self._say(self._usage.sample(self._ranks.values(), self._busy))
+        if self._stops:
+            self._say_all(self._stops.due(time.monotonic()))
+        if self._looks.asked:
+            self._say_all(self._looks.overdue())
+        self._has_duties = bool(self._usage.watched or self._stops or self._looks.asked)
+
+    def _pause_s(self) -> float:
+        """How long no duty is due."""
+        due = [self._usage.due_in_s()] if self._usage.watched else []
         if self._stops:
             due.append(self._stops.timeout_s(time.monotonic()))
         if self._looks.asked:
             due.append(self._looks.timeout_s())
-        return min(due)
+        return min(due, default=0.0)
 
     def _attend(self, timeout_s: float | None, but: int = -1) -> None:
         """Wait for something to happen, on any descriptor `but` this one, and act on it."""
@@ -148,6 +156,7 @@ class Agent:
             os.read(out, 4096)
             self._reap_orphans()
             self._say_all(self._stops.look(self._processes, time.monotonic()))
+            self._has_duties = True  # there may be one: the round's end tells
 
         self._watch(out, on_signal)
 
@@ -221,6 +230,7 @@ class Agent:
                         self._ranks[rank].signal(order.signal, order.group)
             case m.WatchUsage():
                 self._usage.watch(order.interval_s)
+                self._has_duties = True
             case _:
                 assert_never(order)
 
@@ -243,6 +253,7 @@ class Agent:
             if isinstance(command, m.BreakGroup):
                 process.tell_control(frame)  # at once; in its place among the other commands it comes below
             if isinstance(command, m.Look):
+                self._has_duties = True
                 if (unseen := self._looks.ask(process, command)) is not None:
                     self._say(unseen)
                 continue
@@ -352,23 +363,25 @@ class Agent:
             self._say_all(process.drain())
             self._busy.discard(process)
             if message.verdict == "ok":
-                self._gather(body)
+                self._gather(message)
                 return
         self._say(codec.frame(body))
 
-    def _gather(self, body: bytes) -> None:
+    def _gather(self, end: m.CellFinished) -> None:
         """Good ends go together, when no rank is busy any more: each message wakes the kernel's threads."""
         if not self._gathered:
             self._gathered_at = time.monotonic()
-        self._gathered.append(codec.frame(body))
+        elif self._gathered[0].cell != end.cell:
+            self._say_gathered()
+        self._gathered.append(end)
         if not self._busy:
             self._say_gathered()
 
     def _say_gathered(self) -> None:
-        if self._gathered:
-            for frame in self._gathered:
-                self._writer.push(frame)
-            self._gathered.clear()
+        if ends := self._gathered:
+            self._gathered = []
+            said = ends[0] if len(ends) == 1 else m.GoodEnds(ends[0].cell, tuple(ends))
+            self._writer.push(codec.encode(said))
 
     def _pipe_callback(self, process: RankProcess, stream: m.Stream) -> Callable[[int], None]:
         def on_pipe(_: int) -> None:

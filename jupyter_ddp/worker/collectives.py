@@ -139,9 +139,10 @@ class Collectives:
     def report(self) -> tuple[tuple[m.GroupCount, ...], bool]:
         """The groups used since the last report, and whether an operation of theirs is unfinished."""
         used: list[m.GroupCount] = []
+        reported = self._reported
         for name, number, group in _operations():
-            if self._reported.get(name, 0) != number:
-                self._reported[name] = number
+            if reported.get(name, 0) != number:
+                reported[name] = number
                 used.append(m.GroupCount(name, _members(group), number - self._sends.get(name, 0)))
         return (tuple(used), self._stays_unfinished()) if used else ((), False)
 
@@ -199,16 +200,15 @@ def _state(name: str, members: tuple[int, ...], counted: int, calls: list[m.Call
     return m.GroupState(name, members, entered, tuple(shown))
 
 
-def _operations() -> list[tuple[str, int, Any]]:
+def _operations() -> Iterator[tuple[str, int, Any]]:
     """(name, operations entered, group) of every group of this rank."""
-    found: list[tuple[str, int, Any]] = []
     groups: list[tuple[Any, str]] = list(c10d._world.pg_names.items())
     for group, name in groups:
         try:
-            found.append((str(name), group._get_sequence_number_for_group(), group))
+            number = group._get_sequence_number_for_group()
         except RuntimeError:
-            pass  # a stand-in, or a group that is being destroyed
-    return found
+            continue  # a stand-in, or a group that is being destroyed
+        yield name, number, group
 
 
 def _members(group: Any) -> tuple[int, ...]:

@@ -251,6 +251,7 @@ class Worker:
             counts=counts,
             unfinished=unfinished,
         )
+        os.sched_yield()  # to ranks that share this core and are still at it
         self._random.keep()  # now that nobody waits for it
 
     def _run_guarded(self, order: m.RunCell) -> tuple[str, m.CellError | None]:

@@ -84,6 +84,9 @@ class RandomStates:
         self._kept = kept
         self._last: tuple[Any, ...] = ()
         self._generator, self._holes = torch.default_generator, peepholes()
+        # What cannot change is not asked for at every cell's end.
+        self._hidden = not torch_state_address(), not python_state_is_readable()
+        self._has_cuda = torch.backends.cuda.is_built()
         self._numpy_holes: tuple[Any, Any, Any] = (None, None, None)
         self._numpy = _numpy_state() if seeded else b""
         self._numpy_gauss: float | None = None
@@ -97,13 +100,14 @@ class RandomStates:
 
     def _glance(self) -> tuple[Any, ...]:
         """All that changes when a number is drawn, read in the quickest way there is."""
+        torch_hidden, python_hidden = self._hidden
         return (
             [hole.raw for hole in self._holes],
             random._inst.gauss_next,  # type: ignore[attr-defined]  # see above
-            None if torch_state_address() else _torch_state(self._generator),
-            None if python_state_is_readable() else _python_state(),
+            _torch_state(self._generator) if torch_hidden else None,
+            _python_state() if python_hidden else None,
             self._glance_at_numpy() if "numpy.random.mtrand" in sys.modules else None,
-            _cuda_state() if torch.cuda.is_initialized() else None,
+            _cuda_state() if self._has_cuda and torch.cuda.is_initialized() else None,
         )
 
     def _glance_at_numpy(self) -> Any:

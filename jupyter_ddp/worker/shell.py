@@ -33,6 +33,7 @@ from traitlets import Type
 from traitlets.config import Config
 
 from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.compiled_cell import cell_file, unpack
 from jupyter_ddp.worker.cell_code import compile_cell
 from jupyter_ddp.worker.tracebacks import forget_sources, left_out, user_traceback
 
@@ -192,14 +193,18 @@ class RankShell(InteractiveShell):
     def _compiled(self, order: m.RunCell) -> list[types.CodeType]:
         """The cell's code, under a file name that tracebacks and `inspect` find its lines by."""
         source = order.source
-        name = f"<ipython-input-{self.execution_count}-cell-{order.cell}>"
+        name = cell_file(order.cell, order.count)
         self.compile._filename_map[name] = self.execution_count
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
         if "def " not in source and "lambda" not in source and "class " not in source:
             self._forget_lines_later(name)
-        if not (order.shows or self.ast_transformers) and self.ast_node_interactivity == "last_expr":
-            flags = self.compile.flags | (ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if order.awaits else 0)
-            code: types.CodeType = compile(source, name, "exec", flags, dont_inherit=True)
+        settings = self._trait_values  # two traits, read without what traitlets does around it
+        last_expr = settings.get("ast_node_interactivity", "last_expr") == "last_expr"
+        if last_expr and not (order.shows or settings.get("ast_transformers")):
+            code = None if self.compile.flags & _FUTURES else unpack(order.code)
+            if code is None:
+                flags = self.compile.flags | (ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if order.awaits else 0)
+                code = compile(source, name, "exec", flags, dont_inherit=True)
             self.compile.flags |= code.co_flags & _FUTURES
             return [code]
         tree = self.transform_ast(self.compile.ast_parse(source, filename=name))

@@ -459,6 +459,20 @@ def test_a_signal_that_comes_with_a_cell(agent: Agent) -> None:
         assert agent.next(m.CellFinished).cell == cell
 
 
+def test_good_ends_come_together(agent: Agent) -> None:
+    """One message says that a cell has ended well on both ranks; a bad end comes by itself, at once."""
+    agent.start(0, 1)
+    cell = agent.run("pass", 0, 1)
+    together = agent.next(m.GoodEnds)
+    assert together.cell == cell
+    assert sorted((end.rank, end.cell, end.verdict) for end in together.ends) == [
+        (0, cell, "ok"),
+        (1, cell, "ok"),
+    ]
+    agent.run("1/0", 0)
+    assert agent.next(m.CellFinished).verdict == "error"
+
+
 def test_late_output_belongs_to_the_cell_before(agent: Agent, tmp_path: Path) -> None:
     """What is written between two cells is not the second one's."""
     done = Gate(tmp_path / "done")

@@ -93,8 +93,10 @@ class Judge:
             case ev.Ticked() if self.due is not None and self.world.now >= self.due:
                 self.presses, self.due = max(1, self.presses), None
             case m.CellFinished():
-                self.replies.setdefault((event.cell, event.rank), event.verdict)
-                self.broken |= event.group_broken and self.running is not None
+                self._hear_end(event)
+            case m.GoodEnds():
+                for end in event.ends:
+                    self._hear_end(end)
             case m.RankStuck() if self.running is not None and event.cell == self.running.cell:
                 self.stuck |= event.for_s > 0
             case m.WorkerForked() | m.WorkerConnected():
@@ -124,6 +126,10 @@ class Judge:
             self.members = {r: q for r, q in self.members.items() if r < n}
             self.wanted = n  # what is let go cannot come back, whatever becomes of the resize
         self.launches_due = n if starts else max(0, n - self.wanted)
+
+    def _hear_end(self, end: m.CellFinished) -> None:
+        self.replies.setdefault((end.cell, end.rank), end.verdict)
+        self.broken |= end.group_broken and self.running is not None
 
     def _hear_heal(self, event: ev.HealRequested, phase: p.Phase) -> None:
         dead = {r for r, q in self.members.items() if q.exit_heard}
@@ -327,7 +333,13 @@ class World:
 
     def deliver(self) -> None:
         message, source = self.said.popleft()
-        self.handle(message, source)
+        ends = [message]
+        while _is_good_end(message) and self.said and _is_good_end(self.said[0][0]):
+            ends.append(self.said.popleft()[0])  # as an agent sends them
+        if len(ends) > 1:
+            self.handle(m.GoodEnds(ends[0].cell, tuple(ends)))
+        else:
+            self.handle(message, source)
 
     def tick(self) -> None:
         if (deadline := self.pool.next_deadline) is not None:
@@ -603,6 +615,10 @@ def _seen(process: Process, look: int) -> m.RankSeen | m.RankUnseen:
     state = m.GroupState("0", (), call.number, (call,))
     doing = ("waiting" if waits else "computing") if _cell(process) else "idle"
     return m.RankSeen(process.rank, 1, 1, 0, look, doing, waits_in=op if waits else "", groups=(state,))
+
+
+def _is_good_end(message: Any) -> bool:
+    return isinstance(message, m.CellFinished) and message.verdict == "ok"
 
 
 def _spoil(process: Process, choice: int) -> None:

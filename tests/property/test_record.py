@@ -96,6 +96,14 @@ def test_ranks_do_not_see_each_other(messages: list[m.CellMessage]) -> None:
         assert drawn(folded(own))[rank] == whole[rank]
 
 
+@given(st.lists(MESSAGES, max_size=10), st.permutations(range(WORLD)))
+def test_good_ends_together_are_good_ends_one_by_one(before: list[m.CellMessage], ranks: list[int]) -> None:
+    """What an agent has gathered folds as what it gathered."""
+    ends = [m.CellFinished(rank, 1, 1, 99, "ok", 0.5) for rank in ranks]
+    together = [*before, m.GoodEnds(1, tuple(ends))]
+    assert drawn(folded(together)) == drawn(folded([*before, *ends]))
+
+
 @given(st.lists(MESSAGES, max_size=30))
 @example([m.CellFinished(0, 1, 1, 0, "error", 0.5, False, m.CellError("E", "a\x0bb", 0, []))])
 def test_a_summary_is_one_line_that_names_each_rank_once(messages: list[m.CellMessage]) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from IPython.core.inputtransformer2 import TransformerManager
 
 from jupyter_ddp.core.errors import UsageError
-from jupyter_ddp.kernel.source import PreparedSource, prepare
+from jupyter_ddp.kernel.source import prepare
 
 PIECES = [
     "x = 1",
@@ -58,5 +58,15 @@ def test_the_short_way_and_the_long_way_agree(cell: str) -> None:
 
 def test_what_a_cell_shows_and_awaits() -> None:
     """Whether the last statement has a value, and whether there is anything to wait for."""
-    assert prepare("x = 1\nx") == PreparedSource("x = 1\nx\n", awaits=False, shows=True)
-    assert prepare("await f()\ny = 2") == PreparedSource("await f()\ny = 2\n", awaits=True, shows=False)
+    for cell, awaits, shows in (("x = 1\nx", False, True), ("await f()\ny = 2", True, False)):
+        prepared = prepare(cell)
+        assert (prepared.source, prepared.awaits, prepared.shows) == (cell + "\n", awaits, shows)
+
+
+def test_code_is_made_once_where_all_ranks_would_make_the_same() -> None:
+    """Not where a value is to be shown or the compiler warns: that is for each rank to do."""
+    assert prepare("x = 1").packed("<cell>")
+    assert prepare("await f()").code is None
+    assert prepare("x = 1\nx").packed("<cell>") == b""
+    assert prepare("x = 1 is 1").code is None
+    assert prepare("x = '\\d'").code is None

@@ -22,6 +22,7 @@ SAMPLES: list[m.Message] = [
     m.BeginWorker(PLACE, SURROUNDINGS, b"\x00\xff"),
     m.FormGroup(3, "gloo", PLACE, (1, 2), 0),
     m.RunCell(7, "print(1)\n", True, True, (0, 2), 4),
+    m.RunCell(8, "pass\n", False, False, (), 5, code=b"\xe3\x00"),
     m.BreakGroup(3),
     m.EndWorker(),
     m.Look(-3, True),
@@ -51,6 +52,7 @@ SAMPLES: list[m.Message] = [
     m.CellFinished(
         *FROM, verdict="ok", duration_s=0.5, counts=(m.GroupCount("0", (0, 2), 7),), unfinished=True
     ),
+    m.GoodEnds(4, (m.CellFinished(*FROM, verdict="ok", duration_s=0.5),)),
     m.RankSeen(
         *FROM,
         look=-3,
