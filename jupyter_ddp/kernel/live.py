@@ -11,7 +11,8 @@ import secrets
 import threading
 import time
 from collections import deque
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 from IPython.core.getipython import get_ipython
@@ -57,13 +58,17 @@ class LiveView:
         return self._reader.behind
 
     def tell(self) -> None:
-        """Send what is new, as much as the rate allows."""
+        """Send what is new, as much as the rate allows; nothing where an answer has taken the place."""
         now = time.monotonic()
         with self._telling:
+            if not self._allowance.is_free(now):
+                return
             room = self._allowance.room(now)
             if now - self._began < _SETTLING_S:
+                self._allowance.take_place(now)
                 self._widget.send_state("whole")
             elif (message := self._reader.read(min(room, MESSAGE_BYTES), room - MESSAGE_BYTES)) is not None:
+                self._allowance.take_place(now)
                 self._allowance.spend(size_bytes(message))
                 self._widget.send(message)
 
@@ -73,7 +78,8 @@ class LiveView:
         self.reloaded = self.reloaded or (self._opened and now - self._began > _SETTLING_S)
         room = self._allowance.room(now)
         settling = now - self._began < _SETTLING_S
-        message = self._reader.whole(_SETTLING_BYTES if settling else WHOLE_BYTES, max(0, room - WHOLE_BYTES))
+        text = _SETTLING_BYTES if settling else max(_SETTLING_BYTES, min(WHOLE_BYTES, room))
+        message = self._reader.whole(text, max(0, room - WHOLE_BYTES))
         message["elapsed"] = round(now - self._began, 1)
         self._allowance.spend(size_bytes(message))
         return message
@@ -82,21 +88,26 @@ class LiveView:
         """The browser looks at a rank, or has missed a message."""
         if not isinstance(content, dict):
             return
+        if content.get("again"):
+            self._answer(self._reader.whole)
+        watched = content.get("watch")
+        if isinstance(watched, list):
+            ranks = self._ranks.intersection(rank for rank in watched if isinstance(rank, int))
+            self._reader.watched = set(ranks)
+            for rank in ranks:
+                self._answer(partial(self._reader.of_rank, rank))
+
+    def _answer(self, read: Callable[[int, int], dict[str, Any]]) -> None:
+        """Send what the browser asks for, in the next place that is free: it is at most a few tenths away."""
+        with self._telling:
+            wait_s = self._allowance.take_place(time.monotonic())
+        time.sleep(wait_s)
         with self._telling:
             room = self._allowance.room(time.monotonic())
-            if content.get("again"):
-                self._answer(self._reader.whole(min(WHOLE_BYTES, room), max(0, room - WHOLE_BYTES)))
-            watched = content.get("watch")
-            if isinstance(watched, list):
-                ranks = self._ranks.intersection(rank for rank in watched if isinstance(rank, int))
-                self._reader.watched = set(ranks)
-                for rank in ranks:
-                    text = min(WHOLE_BYTES, room // len(ranks))
-                    self._answer(self._reader.of_rank(rank, text, max(0, room - text)))
-
-    def _answer(self, message: dict[str, Any]) -> None:
-        self._allowance.spend(size_bytes(message))
-        self._widget.send(message)
+            text = min(WHOLE_BYTES, room)
+            message = read(text, room - text)
+            self._allowance.spend(size_bytes(message))
+            self._widget.send(message)
 
     def close(self) -> None:
         """The page lets go of the view; one that was loaded again keeps it, as it has nothing else."""

@@ -10,6 +10,7 @@ const KEPT_LINES = 40000; // of all ranks together
 const MIN_KEPT = 100; // of one rank
 const MAX_KEPT = 2000;
 const MAX_SEGMENTS = 200; // of one rank
+const ASKED_AFTER_MS = 200; // that a rank is looked at: the notebook kernel tells more of it then
 const SETTLED_MS = 120; // after which an unfinished line is shown
 const CHUNK = 100; // lines of one block, which the browser lays out when it comes into sight
 const ROWS = 24; // in the body, when several groups share it
@@ -578,6 +579,7 @@ class View {
     clearInterval(this.timer);
     cancelAnimationFrame(this.frame);
     clearTimeout(this.settling);
+    clearTimeout(this.asking);
   }
 
   build(el) {
@@ -638,8 +640,8 @@ class View {
     this.selected = which;
     this.follow = true;
     this.draw();
-    if (which !== "all") this.model.send({ watch: [which] });
-    else this.model.send({ watch: [] });
+    clearTimeout(this.asking); // who holds an arrow key down does not look at every rank on the way
+    this.asking = setTimeout(() => this.model.send({ watch: which === "all" ? [] : [which] }), ASKED_AFTER_MS);
   }
 
   // JupyterLab takes the arrow keys and Enter for its cells when it sees them first, at the document.

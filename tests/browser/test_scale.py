@@ -44,7 +44,7 @@ class Seen:
         for at, _ in self.told:
             window = [size for time, size in self.told if at <= time < at + OVER_S]
             assert sum(window) <= MAX_BYTES_PER_S * OVER_S
-            assert len(window) <= MAX_MESSAGES_PER_S * OVER_S + 1
+            assert len(window) <= MAX_MESSAGES_PER_S * OVER_S
 
 
 def stream(server: JupyterServer, browser: BrowserContext, n_ranks: int, seconds: float) -> Seen:

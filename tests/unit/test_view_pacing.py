@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from jupyter_ddp.view.pacing import BURST_BYTES, RATE_BYTES_PER_S, Allowance
+import pytest
+
+from jupyter_ddp.view.pacing import BURST_BYTES, INTERVAL_S, RATE_BYTES_PER_S, Allowance
 
 SERVER_BYTES_PER_S = 1_000_000
 """Jupyter Server drops output beyond this, averaged over 3 s."""
@@ -27,3 +29,21 @@ def test_it_fills_while_nothing_is_said() -> None:
     assert allowance.room(100.0) == BURST_BYTES
     allowance.spend(2 * BURST_BYTES)
     assert allowance.room(100.0) == 0
+
+
+def test_messages_keep_their_distance() -> None:
+    """However often somebody asks, each message has a place of its own, an interval after the one before."""
+    allowance = Allowance(0.0)
+    places = [now + allowance.take_place(now) for now in (0.0, 0.01, 0.02, 0.5, 0.51)]
+    assert places == pytest.approx([0.0, 0.1, 0.2, 0.5, 0.6])
+    assert not allowance.is_free(0.69)
+    assert allowance.is_free(0.7 + 1e-9)
+
+
+def test_thirty_messages_in_three_seconds() -> None:
+    """Whoever takes every place is within ten messages a second over any three."""
+    allowance, now, sent = Allowance(0.0), 0.0, []
+    for _ in range(100):
+        now += allowance.take_place(now)
+        sent.append(now)
+    assert max(sum(at <= one < at + 3 - 1e-9 for one in sent) for at in sent) == round(3 / INTERVAL_S) == 30
