@@ -51,7 +51,7 @@ from jupyter_ddp.kernel.sightings import ANSWER_TIMEOUT_S, Sightings
 from jupyter_ddp.kernel.source import PreparedSource, prepare
 from jupyter_ddp.kernel.torch_import import TorchImport
 from jupyter_ddp.launch.local import LocalNode
-from jupyter_ddp.view.status import status_text
+from jupyter_ddp.view.status import saved_table
 from jupyter_ddp.view.whereabouts import dump_text, where_text
 
 if TYPE_CHECKING:
@@ -504,11 +504,14 @@ class Cluster:
             self._feed = Feed(self)
         return self._feed.open()
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
+    def _ipython_display_(self) -> None:
         """As a cell's value: the panel, where somebody can use it."""
-        if somebody_watches():
-            return self.panel()._repr_mimebundle_(**options)
-        return {"text/plain": f"{self!r}\n{status_text(self.status(), self.backend, self.phase)}"}
+        if not somebody_watches():
+            raise NotImplementedError  # then IPython asks for the bundle
+        self.panel()._ipython_display_()
+
+    def _repr_mimebundle_(self, **_options: Any) -> dict[str, str]:
+        return saved_table(self.status(), self.backend, self.phase)
 
     def _is_formed(self, timeout_s: float) -> bool:
         """Wait until no group is being formed; True when that is so. A poll will do: it is rarely asked."""

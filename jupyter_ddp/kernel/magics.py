@@ -27,7 +27,7 @@ from jupyter_ddp.kernel.options import (
     parse_command_line,
 )
 from jupyter_ddp.kernel.source import prepare
-from jupyter_ddp.view.status import status_text
+from jupyter_ddp.view.status import saved_table, status_text
 
 _FRAMES_TO_CELL = 3
 """From a magic's helper through the magic and IPython's dispatch to the cell that called it."""
@@ -218,10 +218,11 @@ class DDPMagics(Magics):
 
     def _show_panel(self) -> None:
         """The panel where it can be used, else what it would show."""
+        cluster = self.cluster
         if self._is_live(front_end_request()):
-            display(self.cluster.panel())  # type: ignore[no-untyped-call]
+            display(cluster.panel())  # type: ignore[no-untyped-call]
         else:
-            self._say(status_text(self.cluster.status(), self.cluster.backend, self.cluster.phase))
+            display(saved_table(cluster.status(), cluster.backend, cluster.phase), raw=True)  # type: ignore[no-untyped-call]
 
     def _start_or_keep(self, pool: PoolOptions) -> None:
         """Run again from the top, `%ddp start -n 4` finds the pool there and keeps it."""

@@ -7,20 +7,24 @@ first panel is opened: the widgets' library takes a while.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any, Protocol
 
 import anywidget
 import traitlets
+from IPython.display import display
 
 from jupyter_ddp.core.errors import DDPError
 from jupyter_ddp.kernel.subshell import Subshell
 from jupyter_ddp.view import panel as view
-from jupyter_ddp.view.panel import panel_state
-from jupyter_ddp.view.status import status_text
+from jupyter_ddp.view.panel import CLOSED, panel_state
+from jupyter_ddp.view.status import saved_table
 
 UPDATE_S = 1.0
+BEAT_S = 5.0
+"""So often a panel hears something though nothing changes: else it says that there is no news."""
 MAX_PANELS = 8
 """Open panels that are kept up to date; a notebook that opens more lets go of its oldest."""
 _FILES = Path(view.__file__).parent
@@ -58,10 +62,14 @@ class Panel(anywidget.AnyWidget):
     def _on_custom(self, _: Any, content: dict[str, Any], __: Any) -> None:
         self._feed.act(str(content.get("do", "")), int(content.get("number", 0)))
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**options)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        return {**(data or {}), "text/plain": self._feed.text()}, metadata
+    def _ipython_display_(self) -> None:
+        """Twice: the table, which is what a saved notebook shows, and the panel, which takes its place."""
+        display(self._feed.table(), raw=True)  # type: ignore[no-untyped-call]
+        bundle = self._repr_mimebundle_()
+        if bundle is not None:
+            data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+            widget = {kind: view for kind, view in data.items() if kind != "text/plain"}
+            display(widget, metadata=metadata, raw=True)  # type: ignore[no-untyped-call]
 
 
 class Feed:
@@ -93,12 +101,13 @@ class Feed:
 
     def state(self) -> dict[str, Any]:
         cluster = self._cluster
-        return panel_state(cluster.status(), cluster.backend, cluster.phase)
+        state = panel_state(cluster.status(), cluster.backend, cluster.phase)
+        return state | {"beat": int(time.monotonic() / BEAT_S)}
 
-    def text(self) -> str:
-        """The same as a table."""
+    def table(self) -> dict[str, str]:
+        """The same as a table, as a MIME bundle."""
         cluster = self._cluster
-        return status_text(cluster.status(), cluster.backend, cluster.phase)
+        return saved_table(cluster.status(), cluster.backend, cluster.phase)
 
     def refresh(self) -> None:
         """Show what there is now, at once."""
@@ -106,13 +115,14 @@ class Feed:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let go of the panels; they show their last state."""
+        """Let go of the panels; they say so."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
             thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=5)
+        self._show(panel_state([], "", "") | {"title": CLOSED})
         self._subshell.close()
 
     # -- its thread ------------------------------------------------------------------------------

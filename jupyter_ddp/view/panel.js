@@ -11,6 +11,7 @@ const COMMANDS = [
 ];
 const UNANSWERED_MS = 1500;
 const SURE_MS = 5000;
+const NO_NEWS_S = 12; // after which there may be no notebook kernel any more: it says something every 5 s
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -75,6 +76,8 @@ function render({ model, el }) {
   );
   const table = element("table", {}, head, body);
   let asked = 0;
+  let gone = ""; // why nothing comes any more
+  let silence;
 
   function ask(command) {
     const number = ++asked;
@@ -83,7 +86,7 @@ function render({ model, el }) {
     setTimeout(() => {
       if (asked === number && model.get("answer").number !== number && !model.get("answer").busy)
         said.textContent =
-          "The notebook kernel is busy and cannot hear this panel here. " +
+          "No answer: the notebook kernel is busy and cannot hear this panel here, or it has ended. " +
           "To interrupt the ranks press the notebook's own \u25a0 button.";
     }, UNANSWERED_MS);
   }
@@ -119,8 +122,9 @@ function render({ model, el }) {
 
   function show() {
     const state = model.get("state");
-    title.textContent = state.title;
-    for (const [button, sensible] of buttons.values()) button.disabled = !sensible(state);
+    title.textContent = gone || state.title;
+    for (const [button, sensible] of buttons.values()) button.disabled = !!gone || !sensible(state);
+    el.classList.toggle("jddp-gone", !!gone);
     table.hidden = !state.pool;
     const rows = state.ranks.map((row) => element("tr", {}, ...cells(row)));
     body.replaceChildren(...rows);
@@ -139,13 +143,29 @@ function render({ model, el }) {
     element("div", { class: "jddp-scroll", tabindex: "0" }, table),
     said,
   );
-  model.on("change:state", show);
+  function lost(why) {
+    gone = why;
+    show();
+  }
+
+  function hear() {
+    clearTimeout(silence);
+    if (model.get("state").beat !== undefined) // else it was closed, and says so
+      silence = setTimeout(lost, NO_NEWS_S * 1000, `no news for ${NO_NEWS_S} s: the notebook kernel has ended, or is stuck`);
+    lost("");
+  }
+
+  const restarted = () => lost("the notebook kernel was restarted or has ended; %ddp opens a new panel");
+  model.on("change:state", hear);
   model.on("change:answer", answer);
-  show();
+  model.on("comm_live_update", restarted);
+  hear();
   answer();
   return () => {
-    model.off("change:state", show);
+    clearTimeout(silence);
+    model.off("change:state", hear);
     model.off("change:answer", answer);
+    model.off("comm_live_update", restarted);
   };
 }
 

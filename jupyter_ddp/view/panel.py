@@ -21,6 +21,8 @@ GLYPHS = {
     "dead": "☠",
 }
 """A state's sign, so that none is told by colour alone."""
+CLOSED = "this panel was closed together with its cluster; %ddp opens a new one"
+NO_POOL = "no pool: %%ddp -n 4, or %ddp start -n 4, starts one"
 
 
 class PanelRank(Protocol):
@@ -51,7 +53,7 @@ class PanelRank(Protocol):
 def panel_state(ranks: Sequence[PanelRank], backend: str, phase: str) -> dict[str, Any]:
     """What the widget shows now, as JSON takes it."""
     return {
-        "title": _title(ranks, backend, phase),
+        "title": title(ranks, backend, phase),
         "pool": bool(ranks),
         "running": any(r.state == "running" for r in ranks),
         "dead": [r.rank for r in ranks if r.state == "dead"],
@@ -59,17 +61,17 @@ def panel_state(ranks: Sequence[PanelRank], backend: str, phase: str) -> dict[st
     }
 
 
-def _title(ranks: Sequence[PanelRank], backend: str, phase: str) -> str:
+def title(ranks: Sequence[PanelRank], backend: str, phase: str) -> str:
+    """The panel's first line: how many ranks there are, and what is to be done for the dead."""
     if not ranks:
-        return "no pool: %%ddp -n 4, or %ddp start -n 4, starts one"
+        return NO_POOL
     count = f"{len(ranks)} rank{'s' if len(ranks) != 1 else ''}"
     dead = [r.rank for r in ranks if r.state == "dead"]
     return f"{count} · {backend} · " + (f"{named(dead)} died: Heal, or %ddp heal" if dead else phase)
 
 
 def _row(r: PanelRank) -> dict[str, Any]:
-    last = r.usage[-1] if r.usage and r.state != "dead" else None
-    state = "stopped" if last is not None and last.process_state == "T" else r.state
+    last, state = _last_usage(r), state_word(r)
     gpu = last is not None and last.gpu_memory_bytes >= 0
     return {
         "rank": r.rank,
@@ -78,17 +80,29 @@ def _row(r: PanelRank) -> dict[str, Any]:
         "device": r.device,
         "state": state,
         "glyph": GLYPHS.get(state, "·"),
-        "memory": _memory(last),
+        "memory": memory_words(r),
         "use": _use(last),
         "memories": [u.gpu_memory_bytes if gpu else u.memory_bytes for u in r.usage],
         "uses": [round(u.gpu if gpu else u.cpu, 2) for u in r.usage],
-        "where": _where(r),
+        "where": place_words(r),
         "age": duration(r.age_s),
         "error": r.error,
     }
 
 
-def _memory(last: RankUsage | None) -> str:
+def state_word(r: PanelRank) -> str:
+    """What the rank does, in a word: a process that a signal has stopped does nothing else."""
+    last = _last_usage(r)
+    return "stopped" if last is not None and last.process_state == "T" else r.state
+
+
+def _last_usage(r: PanelRank) -> RankUsage | None:
+    return r.usage[-1] if r.usage and r.state != "dead" else None
+
+
+def memory_words(r: PanelRank) -> str:
+    """The memory of its own, and of its GPU; "" where nobody has looked."""
+    last = _last_usage(r)
     if last is None:
         return ""
     own = size(last.memory_bytes)
@@ -104,7 +118,8 @@ def _use(last: RankUsage | None) -> str:
     return f"{last.gpu * 100:.0f} % GPU · {cores}" if last.gpu >= 0 else cores
 
 
-def _where(r: PanelRank) -> str:
+def place_words(r: PanelRank) -> str:
+    """The cell that runs on it, and the line it was last seen on."""
     if not r.cell:
         return ""
     return f"In [{r.cell}], line {r.line}" if r.line else f"In [{r.cell}]"

@@ -158,6 +158,10 @@ class NotebookPage:
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
         self.page.goto(server.address(front_end, name))
+        self.ready()
+
+    def ready(self) -> None:
+        """Wait until the notebook is there, and its kernel idle."""
         self.page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
         self.page.locator(".jp-NotebookPanel-toolbar").get_by_text("Python 3").first.wait_for(timeout=60_000)
         self.page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(timeout=60_000)

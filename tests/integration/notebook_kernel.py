@@ -26,7 +26,7 @@ TAG = "JUPYTER_DDP_TEST_TAG"
 """Every process that a notebook kernel of ours starts carries this variable, however it got away."""
 READY_TIMEOUT_S = 60.0
 
-_STATUS_LINE = re.compile(r"^ *(\d+) +(\d+) +(\S+) +(idle|running|dead)$", re.MULTILINE)
+_STATUS_LINE = re.compile(r"^ *(\d+) +(\d+) +(\S+) +(idle|running|dead)(?= |$)", re.MULTILINE)
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _POLL_S = 0.01
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from jupyter_ddp.core.messages import RankUsage
 from jupyter_ddp.kernel.cluster import RankStatus
 from jupyter_ddp.view.panel import duration, panel_state, size
+from jupyter_ddp.view.status import saved_table, status_text
 
 GIB = 2**30
 
@@ -87,6 +89,55 @@ def test_the_state_is_plain_data() -> None:
     state = panel_state([status(0, error=hostile, usage=(usage(0),))], "gloo", "ready")
     assert json.loads(json.dumps(state)) == state
     assert state["ranks"][0]["error"] == hostile
+
+
+def test_the_table_says_what_the_panel_says() -> None:
+    """`%ddp status`: also where a rank is, how old, what it holds and how it failed."""
+    ranks = [
+        status(0, "running", cell=7, line=3, age_s=130.0, usage=(usage(0),)),
+        status(1, "dead", age_s=130.0, error="killed by SIGKILL (line 4)"),
+    ]
+    assert status_text(ranks, "gloo", "ready").splitlines() == [
+        "2 ranks, gloo, rank 1 died: %ddp heal",
+        "rank   pid  device    state    age  memory              at  last error",
+        "   0  1000     cpu  running  2 min  33 MiB  In [7], line 3",
+        "   1  1001     cpu     dead  2 min                          killed by SIGKILL (line 4)",
+    ]
+
+
+def test_what_is_saved_of_a_panel_is_the_same_in_the_next_run() -> None:
+    """No node, process, time or amount is in it, however the panel looked at that moment."""
+    quiet = [status(0), status(1, error="ValueError: no (line 2)")]
+    later = [
+        RankStatus(r.rank, r.pid + 1, r.device, r.state, node="there", age_s=9.0, error=r.error)
+        for r in quiet
+    ]
+    table = saved_table(quiet, "gloo", "ready")
+    assert table == saved_table(later, "gloo", "ready")
+    assert table["text/plain"].splitlines() == [
+        "2 ranks, gloo, ready",
+        "rank  device  state  last error",
+        "   0     cpu   idle",
+        "   1     cpu   idle  ValueError: no (line 2)",
+    ]
+    bare = re.sub(r"<style>.*?</style>", "", table["text/html"])
+    words = re.sub(r"<[^>]*>", " ", bare).split()
+    told = "2 ranks · gloo · ready rank device state last error 0 cpu idle 1 cpu idle ValueError: no (line 2)"
+    assert words == told.split()
+
+
+def test_a_saved_table_escapes() -> None:
+    """An error's text from a rank becomes no markup, and moves no cursor."""
+    table = saved_table([status(0, error="<script>alert(1)</script>\x1b[2J\nmore")], "gloo", "ready")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; more" in table["text/html"]
+    assert "\x1b" not in table["text/plain"] + table["text/html"]
+
+
+def test_without_a_pool_there_is_no_table() -> None:
+    """Only how to start one."""
+    table = saved_table([], "", "stopped")
+    assert table["text/plain"] == "no pool: %%ddp -n 4, or %ddp start -n 4, starts one"
+    assert "<table" not in table["text/html"]
 
 
 @pytest.mark.parametrize(
