@@ -23,6 +23,7 @@ import msgspec
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
+from jupyter_ddp.core.ladder import Ladder
 from jupyter_ddp.core.lookout import Lookout
 from jupyter_ddp.core.topology import make_plan
 
@@ -114,8 +115,6 @@ def _reduced(name: str, value: Any, pool: p.Pool) -> Any:
         return value and pool.generation - value + 1  # how far behind, and whether in a group at all
     if name in ("pid", "cell", "_stops", "_failure", "reasons") or isinstance(value, float):
         return bool(value)
-    if name == "presses":
-        return min(value, 3)
     if isinstance(value, Lookout):
         sights = [type(sight).__name__ for sight in value._sights.values()]
         return value.open_look is not None, sorted(value._awaited), sights, bool(value.hang_text)
@@ -125,6 +124,8 @@ def _reduced(name: str, value: Any, pool: p.Pool) -> Any:
         return [_reduced("", item, pool) for item in value]
     if isinstance(value, msgspec.Struct):
         return type(value).__name__
+    if isinstance(value, Ladder):
+        return value._step, min(value.presses, 3), value._announced_at is not None, value._looked
     if isinstance(value, p.RankState) or (name == "_cell" and value is not None):
         return [(key, _reduced(key, item, pool)) for key, item in vars(value).items()]
     return value

@@ -141,9 +141,14 @@ class StopFinished(Struct, frozen=True):
 
 
 class Announced(Struct, frozen=True):
-    """One line about what the pool does to the user's ranks, before it is done."""
+    """One line about what the pool does to the user's ranks, before it is done; where a cell runs, in it.
+
+    `withdrawn`: it was announced, and is not done.
+    """
 
     text: str
+    cell: int = m.NO_CELL
+    withdrawn: bool = False
 
 
 class HangSeen(Struct, frozen=True):

@@ -171,10 +171,21 @@ def _at(sight: m.RankSeen) -> str:
     return f" ({place})" if place else ""
 
 
-def silent(sights: Sights) -> list[str]:
-    """ "rank 1 has been in C code for 10 s (line 3)", for ranks whose Python threads do not run."""
-    ranks = [rank for rank, sight in sights.items() if isinstance(sight, m.RankUnseen) and sight.state]
-    return list(_doings(ranks, sights, frozenset(ranks), pronoun=False))
+def unheard(sights: Sights, broken: bool = False) -> str:
+    """Who does not hear an interrupt, why, and what ends it, in one line; "" where everybody does.
+
+    Those whose Python threads do not run: "rank 1 has been in C code for 10 s (line 3)". Once the group
+    was `broken`, all that are still there.
+    """
+    mute = [rank for rank, sight in sights.items() if isinstance(sight, m.RankUnseen) and sight.state]
+    others = [rank for rank, sight in sights.items() if broken and isinstance(sight, m.RankSeen)]
+    if not (ranks := frozenset((*mute, *others))):
+        return ""
+    parts = list(_doings(mute, sights, ranks, pronoun=False))
+    if parts:
+        parts[-1] += ": an interrupt is heard only after that"
+    parts += _doings(others, sights, ranks, pronoun=False)
+    return "; ".join([*parts, f"the third interrupt kills {'it' if len(ranks) == 1 else 'them'}"])
 
 
 def needs(sight: Sight, gone: Set[int], world_size: int) -> bool:

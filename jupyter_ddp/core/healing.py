@@ -18,6 +18,11 @@ HEAL_TIMEOUT_S = 120.0
 """From the request until the group stands: a cold import of torch on a slow disk."""
 COPY_TIMEOUT_S = 600.0
 """The same where variables are copied: 100 GB of them, at a slow machine's speed."""
+NOBODY_LEFT = (
+    "their variables are lost; %ddp heal puts new ranks in their places, "
+    "%ddp restart starts a new pool (-n N: of another size)"
+)
+"""What is left of a pool whose ranks have all died."""
 _MAX_REASON_CHARS = 600
 
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.events import Effect, HangSeen, SendToNodes
-from jupyter_ddp.core.hang import Explanation, explain, needs, silent
+from jupyter_ddp.core.hang import Explanation, explain, needs, unheard
 from jupyter_ddp.core.steps import Sight, Steps, out_of_step
 
 LOOK_TIMEOUT_S = 1.5
@@ -39,7 +39,8 @@ class Findings(Struct, frozen=True):
 
     purposes: frozenset[Purpose]
     hang: Explanation | None = None
-    silent: tuple[str, ...] = ()
+    unheard: str = ""
+    """Who does not hear an interrupt, in words."""
     out_of_step: str = ""
     certain: bool = True
     """Every rank has answered."""
@@ -104,8 +105,10 @@ class Lookout:
         self._awaited.discard(sight.rank)
         return not self._awaited
 
-    def conclude(self, running: Set[int], ended: Set[int], world_size: int) -> Findings:
-        """What the answers mean, late ones left out."""
+    def conclude(
+        self, running: Set[int], ended: Set[int], world_size: int, *, broken: bool = False
+    ) -> Findings:
+        """What the answers mean, late ones left out. `broken`: the group was broken under the ranks."""
         purposes, sights = frozenset(self._purposes), self._sights
         late = bool(self._awaited)
         self._purposes, self._awaited, self._sights, self.deadline = set(), set(), {}, None
@@ -114,7 +117,7 @@ class Lookout:
         return Findings(
             purposes,
             hang,
-            tuple(silent({rank: sight for rank, sight in sights.items() if rank in running})),
+            unheard({rank: sight for rank, sight in sights.items() if rank in running}, broken),
             "" if running else out_of_step(sights),
             not late,
             late or any(needs(sight, ended, world_size) for sight in waiting),

@@ -33,6 +33,7 @@ from jupyter_ddp.core.events import (
     Ticked,
 )
 from jupyter_ddp.core.faults import describe_exit, describe_status
+from jupyter_ddp.core.ladder import Turn
 from jupyter_ddp.core.lookout import Lookout, Purpose
 from jupyter_ddp.core.running_cell import RunningCell
 from jupyter_ddp.core.topology import Plan, named
@@ -45,8 +46,6 @@ STOP_TIMEOUT_S = 2.0
 """How long ranks may take over their exit functions before they are killed."""
 KILL_TIMEOUT_S = 5.0
 """How long the system may take to end a killed process before it is reported as unkillable."""
-INTERRUPT_TIMEOUT_S = 2.0
-"""After SIGINT, how long a rank may take before the group is broken under it."""
 PEER_FAILED_TIMEOUT_S = 5.0
 """After a rank's exception, how long the others may take before waits on it are broken."""
 PEER_DIED_TIMEOUT_S = 1.0
@@ -54,7 +53,6 @@ PEER_DIED_TIMEOUT_S = 1.0
 OUT_OF_STEP_MEANS = (
     "the cell's results may be wrong; the process group is formed again and variables are kept"
 )
-SILENT_MEANS = "wait for it, or interrupt again: the third interrupt kills it"
 
 
 class Phase(enum.Enum):
@@ -117,7 +115,7 @@ class Pool:
         earliest, cell = self._deadline, self._cell
         others = [self._gone_deadline]
         if cell is not None:
-            others += [cell.timeout_at, self._lookout.deadline, self._hang_deadline]
+            others += [cell.timeout_at, cell.climbs_at, self._lookout.deadline, self._hang_deadline]
         for other in others:  # asked for several times a cell: min() takes longer
             if other is not None and (earliest is None or other < earliest):
                 earliest = other
@@ -376,11 +374,12 @@ class Pool:
         self._cell = None
         self._lookout.end_cell(in_step=in_step)
         self._rest(Phase.READY)
+        ended = [*cell.ladder.withdraw(), cell.ended()]
         if cell.group_broken and not self.dead:
             self.phase, self._deadline = Phase.FORMING, now + FORM_TIMEOUT_S
-            return [*self._form(), cell.ended()]
+            return [*self._form(), *ended]
         # Without the dead there is no group: all of the living have to know, also who did not wait in it.
-        return [*(self._free() if cell.group_broken else []), cell.ended()]
+        return [*(self._free() if cell.group_broken else []), *ended]
 
     def _free(self) -> list[Effect]:
         """Whatever waits in the group, or for it to be formed, gives up."""
@@ -393,21 +392,39 @@ class Pool:
         cell = self._cell
         if cell is None:
             return self._refuse_next("interrupted before it began; nothing was run")
-        cell.presses += 1
+        signalled = cell.ladder.press(now)
         if not cell.waiting:  # it has ended, but for a look at how
             return self._end_cell(cell, now)
-        whom = named(sorted(cell.waiting), "-")
-        if cell.presses == 1:
-            self._break_by(now + INTERRUPT_TIMEOUT_S)
-        if cell.presses == 1 or (cell.presses == 2 and cell.break_sent):
-            return [_signal(cell.waiting, signal.SIGINT)]
-        if cell.presses == 2:
-            text = f"interrupt: {whom}: breaking the process group; variables are kept"
-            return [Announced(text), *self._break(now)]
-        cell.break_sent = cell.kill_sent = True
+        effects: list[Effect] = []
+        if signalled:
+            effects = [_signal(cell.waiting, signal.SIGINT)]
+            effects += self._lookout.look(Purpose.INTERRUPT, self.alive, now)
+        return [*effects, *self._climb(now)]
+
+    def _climb(self, now: float) -> list[Effect]:
+        """Take the steps of an interrupt that are due."""
+        cell = self._cell
+        effects: list[Effect] = []
+        while cell is not None and cell.waiting and (turn := cell.ladder.turn(now)) is not None:
+            match turn:
+                case Turn.ANNOUNCE:
+                    effects += cell.ladder.announce(cell.waiting, now)
+                case Turn.BREAK:
+                    effects += [*cell.ladder.confirm(cell.waiting), *self._break(now)]
+                case Turn.LOOK:
+                    cell.ladder.looked()
+                    effects += self._lookout.look(Purpose.INTERRUPT, self.alive, now)
+                case Turn.KILL:
+                    effects += [*cell.ladder.confirm(cell.waiting), *self._kill(cell, now)]
+                case _:
+                    assert_never(turn)
+        return effects
+
+    def _kill(self, cell: RunningCell, now: float) -> list[Effect]:
+        cell.kill_sent = True
+        cell.ladder.killed()
         self._deadline = now + KILL_TIMEOUT_S
-        kill = _signal(cell.waiting, signal.SIGKILL, group=True)
-        return [Announced(f"interrupt: killing {whom}; what only they hold is lost"), kill]
+        return [_signal(cell.waiting, signal.SIGKILL, group=True)]
 
     def _break(self, now: float) -> list[Effect]:
         """Free whatever waits in the group: step 2 of the ladder."""
@@ -415,10 +432,12 @@ class Pool:
         if cell is None or cell.break_sent:
             return []
         cell.break_sent = cell.group_broken = True
+        cell.ladder.broke(now)
         self._deadline = None
         effects = self._free()
-        if cell.presses or cell.hang:
+        if cell.ladder.presses or cell.hang:
             effects.append(_signal(cell.waiting, signal.SIGINT))
+        if cell.hang:
             effects += self._lookout.look(Purpose.INTERRUPT, self.alive, now)
         return effects
 
@@ -436,7 +455,7 @@ class Pool:
         if cell is None:
             return []
         ended = set(cell.verdicts)
-        found = self._lookout.conclude(cell.waiting, ended, self.world_size)
+        found = self._lookout.conclude(cell.waiting, ended, self.world_size, broken=cell.break_sent)
         if not cell.waiting:
             if found.out_of_step:
                 cell.group_broken = True
@@ -444,11 +463,10 @@ class Pool:
             return self._end_cell(cell, now, in_step=found.certain and not found.out_of_step)
         effects: list[Effect] = []
         # Whoever comes to wait for a failed rank later says so when it has been stuck.
-        if found.blocked and (Purpose.PEERS in found.purposes or cell.failed):
+        if found.blocked and (Purpose.PEERS in found.purposes or (cell.failed and not cell.ladder.presses)):
             return self._break(now)
-        if Purpose.INTERRUPT in found.purposes and found.silent:
-            words = f"{'; '.join(found.silent)}: {SILENT_MEANS}"
-            return [Announced(words), *self._lookout.tell(cell.cell, words)]
+        if Purpose.INTERRUPT in found.purposes and found.unheard:
+            return self._lookout.tell(cell.cell, found.unheard)
         if Purpose.HANG in found.purposes:
             effects += self._lookout.tell(cell.cell, found.hang.text if found.hang else "")
             if found.hang is not None and found.hang.out_of_step:
@@ -555,7 +573,8 @@ class Pool:
     def _lost(self) -> Announced:
         """Nobody is left, and with the ranks all variables are gone."""
         ends = {describe_status(s.exited.status) for s in self.ranks.values() if s.exited}
-        return Announced(f"pool lost: every rank died ({', '.join(sorted(ends))}); %ddp restart starts anew")
+        why = ", ".join(sorted(ends))
+        return Announced(f"pool lost: every rank died ({why}); {healing.NOBODY_LEFT}")
 
     def _died_in_cell(self, cell: RunningCell, event: m.WorkerExited, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -563,14 +582,14 @@ class Pool:
             cell.end(event.rank, "died")
             cell.deaths.append(event)
         else:
-            effects.append(self._death(event))
+            effects.append(self._death(event, cell.cell))
         if event.rank in cell.targets:
             self._break_by(now + PEER_DIED_TIMEOUT_S)
         return [*effects, *self._maybe_end_cell(now)]
 
-    def _death(self, exit: m.WorkerExited) -> Announced:
+    def _death(self, exit: m.WorkerExited, cell: int = m.NO_CELL) -> Announced:
         left = healing.what_survives(self.dead, self.alive)
-        return Announced(f"rank {exit.rank} died: {describe_exit(exit)}; {left}")
+        return Announced(f"rank {exit.rank} died: {describe_exit(exit)}; {left}", cell)
 
     def _stop(self, now: float) -> list[Effect]:
         if self.phase is Phase.STOPPED:
@@ -594,7 +613,7 @@ class Pool:
             self._lookout.end_cell()
             for rank in sorted(cell.waiting):
                 cell.end(rank, verdict, why)
-            effects.append(cell.ended())
+            effects += [*cell.ladder.withdraw(), cell.ended()]
         return effects
 
     def _refuse_next(self, why: str) -> list[Effect]:
@@ -622,7 +641,7 @@ class Pool:
         if self.phase is Phase.STARTING:
             self._failure = event.reason
         elif self.phase is not Phase.STOPPING:
-            effects.append(Announced(f"pool lost: {event.reason}"))
+            effects.append(Announced(f"pool lost: {event.reason}; the variables of all ranks are lost"))
         self.ranks = {}
         return [*effects, *self._stopped()]
 
@@ -634,6 +653,7 @@ class Pool:
             *self._pass_look(now),
             *self._pass_deadline(now),
             *self._stop_late_cell(now),
+            *self._climb(now),
         ]
 
     def _pass_look(self, now: float) -> list[Effect]:
@@ -658,7 +678,7 @@ class Pool:
         if cell is None or not cell.is_late(now):
             return []
         cell.timeout_at = None
-        if cell.presses:
+        if cell.ladder.presses:
             return []
         cell.late = set(cell.waiting)
         return self._interrupt(now)
@@ -676,7 +696,7 @@ class Pool:
                 return [Announced(f"{late}; %ddp restart starts anew"), *self._ready(now)]
             case Phase.RUNNING if self._cell and self._cell.kill_sent:
                 return self._give_up_unkillable(self._cell, now)
-            case Phase.RUNNING if self._cell and not (self._cell.presses or self._cell.deaths):
+            case Phase.RUNNING if self._cell and not (self._cell.ladder.presses or self._cell.deaths):
                 return self._lookout.look(Purpose.PEERS, self.alive, now)
             case Phase.RUNNING:
                 return self._break(now)

@@ -135,6 +135,8 @@ class Snapshot(Struct, frozen=True):
     ranks: list[RankSnapshot]
     hang: str = ""
     """What holds the cell up now, in one line."""
+    announced: tuple[str, ...] = ()
+    """What the pool did to the cell's ranks, or is about to do, a line each."""
 
 
 class CellRecord:
@@ -161,6 +163,8 @@ class CellRecord:
         self._dead: list[int] = []
         self.held_up = ""
         """What holds the cell up now, in one line."""
+        self.announced: list[str] = []
+        """What the pool did to the ranks in this cell, or is about to do, a line each."""
         self.version = 0
         """Counts what was folded: a view that saw this version has seen everything."""
 
@@ -334,6 +338,13 @@ class CellRecord:
             self._change_all()
             self.held_up = text
 
+    def announce(self, text: str, withdrawn: bool = False) -> None:
+        """The pool is about to do something to the cell's ranks; or (`withdrawn`) it does not."""
+        with self._lock:
+            if (text in self.announced) == withdrawn:
+                self._change_all()
+                self.announced.remove(text) if withdrawn else self.announced.append(text)
+
     def warn(self, text: str) -> None:
         """Something makes the cell's results doubtful, on whatever rank."""
         with self._lock:
@@ -356,7 +367,7 @@ class CellRecord:
     @property
     def silent(self) -> bool:
         """There is nothing to show: no output, no notice, no end but a good one."""
-        return not self.held_up and all(
+        return not (self.held_up or self.announced) and all(
             r.verdict in (None, "ok") and not (r.transcript or r.error or r.death or r.notices) for r in self
         )
 
@@ -369,7 +380,7 @@ class CellRecord:
     def snapshot(self) -> Snapshot:
         """An immutable copy of what there is to show."""
         with self._lock:
-            return Snapshot([_snapshot(r) for r in self], self.held_up)
+            return Snapshot([_snapshot(r) for r in self], self.held_up, tuple(self.announced))
 
     def close(self) -> None:
         """Let go of the log. Streams read as empty afterwards."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.events import CellEnded
+from jupyter_ddp.core.ladder import Ladder
 from jupyter_ddp.core.topology import named
 from jupyter_ddp.core.verdicts import Verdict
 
@@ -18,8 +19,8 @@ class RunningCell:
         self.deaths: list[m.WorkerExited] = []
         self.reasons: dict[int, str] = {}
         self.targets = targets
-        self.presses = 0
-        """How often the user asked to interrupt it."""
+        self.ladder = Ladder(cell)
+        """How far an interrupt of it has gone."""
         self.break_sent = self.kill_sent = False
         self.group_broken = False
         self.timeout_at: float | None = None
@@ -39,6 +40,11 @@ class RunningCell:
     def is_late(self, now: float) -> bool:
         return self.timeout_at is not None and now >= self.timeout_at
 
+    @property
+    def climbs_at(self) -> float | None:
+        """When an interrupt of it goes a step further of itself."""
+        return self.ladder.deadline if self.waiting else None
+
     def end(self, rank: int, verdict: Verdict, reason: str = "", blocked: bool = False) -> None:
         self.waiting.discard(rank)
         self.verdicts[rank] = verdict
@@ -55,7 +61,7 @@ class RunningCell:
     def ended(self) -> CellEnded:
         """The blame goes to the ranks that failed of themselves, not to those that waited for them."""
         culprits = sorted(r for r, v in self.verdicts.items() if v in ("error", "died"))
-        if culprits and not self.presses:
+        if culprits and not self.ladder.presses:
             for rank in self._blocked:
                 self.reasons[rank] = f"blocked by {named(culprits, '-')}"
         for rank in self.late:

@@ -716,13 +716,12 @@ class Cluster:
                 if refused is not None:
                     refused.refusal = effect.reason
                     refused.finish()
-            case ev.Announced():
-                self._announced.append(effect.text)
-            case ev.HangSeen():
-                held_up = self._executions.get(effect.cell)
-                if held_up is not None:
-                    held_up.record.hang(effect.text)
-                    held_up.tell_at_once()
+            case ev.Announced() | ev.HangSeen():
+                execution = self._executions.get(effect.cell)
+                if execution is not None:
+                    execution.show(effect)
+                elif isinstance(effect, ev.Announced):
+                    self._announced.append(effect.text)
             case ev.SendToNodes():
                 pass  # the exchange sends it
             case _:

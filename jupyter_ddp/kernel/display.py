@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from IPython.display import DisplayHandle, display
 
 from jupyter_ddp.core.record import CellRecord
+from jupyter_ddp.kernel.front_end import is_terminal
 from jupyter_ddp.kernel.live import LiveView, LiveViews
 from jupyter_ddp.view.bundle import bundle
 from jupyter_ddp.view.status import RankLine, progress_text
+from jupyter_ddp.view.wording import asides
 
 
 class CellDisplay:
     """One display id from the first output to the static page that is saved.
 
     Live, it is a widget that is told what is new; in a front end that has none, the page as it is so far.
+    In a terminal the page comes at the end; what the pool says of the cell is printed at once.
     """
 
     def __init__(self, live: bool, views: LiveViews) -> None:
@@ -28,6 +32,8 @@ class CellDisplay:
         self._handle: DisplayHandle | None = None
         self._view: LiveView | None = None
         self._shown_version = -1
+        self._terminal = not live and is_terminal()
+        self._said: set[str] = set()
 
     def show(self, record: CellRecord, done: bool) -> bool:
         """Called as news of the cell comes (at most ten times a second), and at its end.
@@ -38,7 +44,16 @@ class CellDisplay:
             self._end(record)
         elif self._live and (self._handle is not None or not record.silent):
             self._show(record)
+        elif self._terminal:
+            self._say(record)
         return self._view is not None and not done and self._view.behind
+
+    def _say(self, record: CellRecord) -> None:
+        """In a terminal: what the pool says of the cell, above the page that comes at the end."""
+        for line in asides(record.held_up, record.announced):
+            if line not in self._said:
+                self._said.add(line)
+                print(line, flush=True)  # noqa: T201  # this is what the user sees
 
     def _show(self, record: CellRecord) -> None:
         if self._view is not None:
@@ -61,7 +76,13 @@ class CellDisplay:
     def _end(self, record: CellRecord) -> None:
         if record.silent and self._handle is None:
             return
-        page = bundle(record.snapshot())
+        snapshot = record.snapshot()
+        if self._said:
+            unsaid = tuple(
+                text for text in snapshot.announced if not self._said.issuperset(asides("", [text]))
+            )
+            snapshot = msgspec.structs.replace(snapshot, announced=unsaid)
+        page = bundle(snapshot)
         if self._handle is None:
             display(page, raw=True)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
+from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.record import CellRecord
 
@@ -52,6 +53,14 @@ class Execution:
             self.record.note(rank, text)
         else:
             self.record.take_back(rank, text)
+        self.tell_at_once()
+
+    def show(self, said: ev.Announced | ev.HangSeen) -> None:
+        """What the pool says of the cell while it runs."""
+        if isinstance(said, ev.HangSeen):
+            self.record.hang(said.text)
+        else:
+            self.record.announce(said.text, said.withdrawn)
         self.tell_at_once()
 
     def tell_at_once(self) -> None:

@@ -14,6 +14,12 @@ def request() -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def is_terminal() -> bool:
+    """IPython without a notebook kernel: what was printed stands there, and can be read at once."""
+    shell = get_ipython()
+    return shell is not None and getattr(shell, "kernel", None) is None
+
+
 def somebody_watches(asked: dict[str, Any] | None = None) -> bool:
     """A front end that can answer questions has somebody before it, who can watch and click."""
     return bool((request() if asked is None else asked).get("allow_stdin", False))

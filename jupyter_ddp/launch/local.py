@@ -73,7 +73,8 @@ class LocalNode:
         words = self._stderr.read().decode("utf-8", "replace").strip()
         how = f"was killed by {signal_name(-status)}" if status < 0 else f"exited with code {status}"
         last = words.rpartition("\n")[2]
-        return f"the node agent {how}" + (f": {last}" if last else "") + "; %ddp restart starts anew"
+        more = f": {last}" if last else ""
+        return f"the node agent {how}{more}; %ddp start, or the next %%ddp cell, starts anew"
 
     def close(self, timeout_s: float = 3.0) -> None:
         """End the agent, which ends its ranks; kill it if it has not ended in time."""

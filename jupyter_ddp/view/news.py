@@ -274,9 +274,10 @@ def _without_output(r: RankRecord) -> RankSnapshot:
 
 
 def _notes(record: CellRecord) -> list[str]:
-    if not record.held_up and not any(r.notices for r in record):
+    if not (record.held_up or record.announced or any(r.notices for r in record)):
         return []
-    return wording.notes(Snapshot([_without_output(r) for r in record], record.held_up), live=True)
+    ranks = [_without_output(r) for r in record]
+    return wording.notes(Snapshot(ranks, record.held_up, tuple(record.announced)), live=True)
 
 
 # -- cutting ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ character or a line break of a rank's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -141,12 +142,18 @@ MAX_NOTES = 20
 _MAX_NOTE_CHARS = 400
 
 
+def asides(hang: str, announced: Sequence[str]) -> list[str]:
+    """What the pool says of a cell: what holds it up, and what was done or comes next, one line each."""
+    lines = [f"waiting: {one_line(hang, 1000)}"] if hang else []
+    return [*lines, *(one_line(text) for text in announced[-MAX_NOTES:])]
+
+
 def notes(snapshot: Snapshot, live: bool = False) -> list[str]:
-    """Remarks on how the cell was run, one line each; whose they are, where not every rank has them.
+    """What was done to the ranks, and remarks on how the cell was run (whose, where not every rank's).
 
     `live`: and what holds the cell up now.
     """
-    lines = [f"waiting: {one_line(snapshot.hang, 1000)}"] if live and snapshot.hang else []
+    lines = asides(snapshot.hang if live else "", snapshot.announced)
     for ranks, notice in notices(snapshot)[:MAX_NOTES]:
         whose = "" if len(ranks) == len(snapshot.ranks) else f" ({named(ranks)})"
         lines.append(f"note{whose}: {one_line(notice)[:_MAX_NOTE_CHARS]}")

@@ -59,6 +59,7 @@ class ControlThread:
     def _serve(self) -> None:
         reader = codec.FrameReader()
         watched: list[Any] = [self._link, self._wake_fd]
+        self._watch(self.watcher.tick)  # a cell may come, and hold the GIL, before the first pause is over
         while True:
             # Also between cells: waking this thread at each cell's start would cost every cell.
             pause_s = _BREAK_INTERVAL_S if self._group.stuck else WATCH_INTERVAL_S

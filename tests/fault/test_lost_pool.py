@@ -9,6 +9,7 @@ import pytest
 
 from jupyter_ddp import Cluster
 from jupyter_ddp.core.errors import PoolError
+from jupyter_ddp.core.healing import NOBODY_LEFT
 from jupyter_ddp.node.linux import children
 from tests.fault.pools import REDUCE, Pools, RunningCell, eventually, gone, pids_of, states_of
 from tests.promises import Stopwatch
@@ -27,7 +28,7 @@ def test_all_ranks_are_killed_in_a_cell(pools: Pools, promised: Stopwatch, n: in
         cell.end()
         said = eventually(cluster.announcements, 5)
     assert "killed by SIGKILL" in cell.words
-    assert said == ["pool lost: every rank died (killed by SIGKILL); %ddp restart starts anew"]
+    assert said == [f"pool lost: every rank died (killed by SIGKILL); {NOBODY_LEFT}"]
     with pytest.raises(PoolError, match=r"^pool lost: ranks? 0.* died: killed by SIGKILL.*%ddp heal"):
         cluster.run("1")
     cluster.restart()

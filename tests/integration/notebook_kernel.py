@@ -95,6 +95,8 @@ class Cell:
         self.expressions: dict[str, Any] = {}
         self._replied = self._idle = False
         self._told: list[str] = []
+        self.notes: list[str] = []
+        """What the live view was told of the cell as a whole, each line once, in the order of its coming."""
 
     @property
     def done(self) -> bool:
@@ -146,6 +148,7 @@ class Cell:
             self.outputs.clear()
         elif kind in ("comm_open", "comm_msg"):
             self._told += _told(content["data"])
+            self.notes += [note for note in _notes(content["data"]) if note not in self.notes]
         elif kind in ("stream", "display_data", "execute_result", "error"):
             last = self.outputs[-1] if self.outputs else {}
             if kind == "stream" and last.get("name") == content["name"]:
@@ -166,6 +169,12 @@ def _told(message: dict[str, Any]) -> list[str]:
     told = message.get("content") or message.get("state", {}).get("whole", {})
     pieces = [piece for _, _, some in told.get("entries", []) for piece in some if piece[0] == "t"]
     return [_ESCAPES.sub("", line) for piece in pieces for line in (*piece[4], piece[5])]
+
+
+def _notes(message: dict[str, Any]) -> list[str]:
+    """The remarks in a message to the live view."""
+    told = message.get("content") or message.get("state", {}).get("whole", {})
+    return list(told.get("notes", []))
 
 
 def _text_of(output: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
+from jupyter_ddp.core.ladder import BREAK_CHANCE_S, NOTICE_S
 from jupyter_ddp.core.topology import Plan, make_plan
 
 EXAMPLES = int(os.environ.get("JUPYTER_DDP_POOL_EXAMPLES", "10000"))
@@ -64,6 +65,9 @@ class Judge:
         self.exits: set[tuple[int, int]] = set()
         self.unreported: dict[int, Process] = {}
         self.presses = self.generation = 0
+        self.announced: dict[str, float] = {}
+        """What was said of the running cell's ranks and not taken back, and when each kind first was."""
+        self.broken_at = 0.0
         self.due: float | None = None
         """When the running cell's own limit interrupts it."""
         self.broken = False
@@ -157,8 +161,9 @@ class Judge:
                 case ev.CellRefused(cell, reason):
                     assert reason
                     self._end(cell)
-                case ev.Announced(text):
+                case ev.Announced(text, cell, withdrawn):
                     self._reported(text)
+                    self._judge_announcement(text, cell, withdrawn)
         self._judge_forming([e.message.command for e in effects if _forms(e)], effects)
         if self.world.pool.phase is p.Phase.STOPPED:
             if not isinstance(event, ev.NodeLost):  # then nobody knows
@@ -191,9 +196,10 @@ class Judge:
                 assert run.members == (() if len(ranks) == self.wanted else asked.targets)
                 assert not any(self.members[r].exit_heard for r in ranks), "sent to a dead rank"
                 self.running, self.presses, self.broken, self.stuck = asked, 0, False, False
+                self.announced = {}
                 self.due = self.world.now + asked.timeout_s if asked.timeout_s else None
             case m.Tell(_, m.BreakGroup()):
-                self.broken = True
+                self.broken, self.broken_at = True, self.world.now
             case m.Tell():
                 pass
             case m.SignalRanks(ranks, number):
@@ -221,7 +227,27 @@ class Judge:
         process = self.members.get(rank)
         if process is None or process.exit_heard or not process.confirmed or self.stops_open:
             return True
-        return self.running is not None and self.presses >= 3 and rank in self.running.targets
+        if self.running is None or self.presses < 3 or rank not in self.running.targets:
+            return False
+        said = [at for text, at in self.announced.items() if "killing" in text]
+        assert said, "killed without a word"
+        assert self.world.now >= said[0] + NOTICE_S, "killed before anybody could read of it"
+        assert self.world.now >= self.broken_at + BREAK_CHANCE_S, "the breaking had no chance"
+        return True
+
+    def _judge_announcement(self, text: str, cell: int, withdrawn: bool) -> None:
+        """It belongs to the cell that runs, is said once, and only taken back when it was said."""
+        if not cell:
+            assert not withdrawn
+            return
+        assert self.running is not None
+        assert cell == self.running.cell
+        assert (text in self.announced) == withdrawn
+        if not withdrawn:
+            self.announced.setdefault(text, self.world.now)
+        else:
+            began = self.announced.pop(text)
+            self.announced = {f"{text} (no more)": began, **self.announced}
 
     def _judge_start(self, error: str, event: ev.Event) -> None:
         self.starts_open -= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.core.hang import explain, needs, silent
+from jupyter_ddp.core.hang import explain, needs, unheard
 from jupyter_ddp.core.steps import Sight, Steps, listed, out_of_step
 
 
@@ -61,9 +61,10 @@ def test_a_stopped_rank_and_one_in_c_code_are_named() -> None:
     assert told(waiting(0, 8), stopped) == (
         "rank 1 stopped (state T) (line 5); rank 0 waits for it in all_reduce #8 (line 14)"
     )
-    assert silent({1: m.RankUnseen(1, -1, 1, 5, "R", 10.2)}) == [
-        "rank 1 has been in C code for 10 s (line 5)"
-    ]
+    mute = m.RankUnseen(1, -1, 1, 5, "R", 10.2)
+    words = "rank 1 has been in C code for 10 s (line 5): an interrupt is heard only after that"
+    assert unheard({0: seen(0, call(7)), 1: mute}) == f"{words}; the third interrupt kills it"
+    assert unheard({0: seen(0, call(7))}) == ""
 
 
 def test_nobody_is_blamed_when_all_have_entered() -> None:
