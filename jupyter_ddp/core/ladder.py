@@ -16,7 +16,7 @@ INTERRUPT_TIMEOUT_S = 2.0
 """After SIGINT, how long ranks may take before the group is broken under them unasked."""
 SIGNAL_CHANCE_S = 0.5
 """The same where the user has pressed again: ranks that compute in Python need no more."""
-BREAK_CHANCE_S = 1.0
+BREAK_CHANCE_S = 1.5
 """After the group was broken, how long ranks have to end before a third press kills them."""
 NOTICE_S = 0.25
 """How long before it is taken a step is announced: a view is told ten times a second."""
