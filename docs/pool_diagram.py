@@ -25,6 +25,8 @@ from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.ladder import Ladder
 from jupyter_ddp.core.lookout import Lookout
+from jupyter_ddp.core.membership import Membership, RankState
+from jupyter_ddp.core.running_cell import RunningCell
 from jupyter_ddp.core.topology import make_plan
 
 BEGIN, END = "<!-- pool: `python docs/pool_diagram.py --write` -->", "<!-- end of pool -->"
@@ -75,7 +77,7 @@ def _events(pool: p.Pool) -> Iterator[tuple[str, ev.Event]]:
             yield from _news_of(pool, rank, state)
 
 
-def _news_of(pool: p.Pool, rank: int, state: p.RankState) -> Iterator[tuple[str, ev.Event]]:
+def _news_of(pool: p.Pool, rank: int, state: RankState) -> Iterator[tuple[str, ev.Event]]:
     said = {"rank": rank, "generation": pool.generation, "cell": 1, "seq": 0}
     if not state.connected:
         yield "rank connected", m.WorkerConnected(**said, pid=100 + rank)
@@ -113,7 +115,7 @@ def _fingerprint(pool: p.Pool) -> bytes:
 def _reduced(name: str, value: Any, pool: p.Pool) -> Any:
     if name == "generation":
         return value and pool.generation - value + 1  # how far behind, and whether in a group at all
-    if name in ("pid", "cell", "_stops", "_failure", "reasons") or isinstance(value, float):
+    if name in ("pid", "cell", "_stops", "_failure", "_reasons") or isinstance(value, float):
         return bool(value)
     if isinstance(value, Lookout):
         sights = [type(sight).__name__ for sight in value._sights.values()]
@@ -126,7 +128,10 @@ def _reduced(name: str, value: Any, pool: p.Pool) -> Any:
         return type(value).__name__
     if isinstance(value, Ladder):
         return value._step, min(value.presses, 3), value._announced_at is not None, value._looked
-    if isinstance(value, p.RankState) or (name == "_cell" and value is not None):
+    if isinstance(value, RunningCell):  # which knows the pool's members and its look-out
+        own = {key: item for key, item in vars(value).items() if key not in ("_members", "_lookout")}
+        return [(key, _reduced(key, item, pool)) for key, item in own.items()]
+    if isinstance(value, RankState | Membership):
         return [(key, _reduced(key, item, pool)) for key, item in vars(value).items()]
     return value
 

@@ -5,6 +5,8 @@ Messages from agents and ranks are events as they are. Both unions are closed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec import Struct
 
 from jupyter_ddp.core import messages as m
@@ -159,3 +161,15 @@ class HangSeen(Struct, frozen=True):
 
 
 Effect = SendToNodes | StartFinished | CellEnded | CellRefused | StopFinished | Announced | HangSeen
+
+
+def tell_ranks(ranks: Iterable[int], command: m.RankCommand) -> SendToNodes:
+    """Have each of these ranks told this."""
+    chosen = tuple(sorted(ranks))
+    return SendToNodes(chosen, m.Tell(list(chosen), command))
+
+
+def signal_ranks(ranks: Iterable[int], number: int, group: bool = False) -> SendToNodes:
+    """Have a signal sent to each of these ranks; with `group`, to all their descendants too."""
+    chosen = tuple(sorted(ranks))
+    return SendToNodes(chosen, m.SignalRanks(list(chosen), int(number), group))

@@ -1,71 +1,288 @@
-"""A cell that runs: whom it waits for, how it has ended elsewhere, and how far an interrupt went."""
+"""A cell that runs: whom it waits for, how it has ended elsewhere, and the steps that bring it to its end.
+
+Owns those steps: what is done for ranks that wait for one that failed, died or does not come, what an
+interrupt does, and the deadlines of both (when an interrupt goes further, its `Ladder` says). Who the ranks are and which group they form it only reads.
+"""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterable
+from typing import assert_never
+
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.core.events import CellEnded
-from jupyter_ddp.core.ladder import Ladder
+from jupyter_ddp.core.bounds import (
+    KILL_TIMEOUT_S,
+    PEER_DIED_TIMEOUT_S,
+    PEER_FAILED_TIMEOUT_S,
+)
+from jupyter_ddp.core.events import (
+    CellEnded,
+    CellRequested,
+    Effect,
+    signal_ranks,
+)
+from jupyter_ddp.core.ladder import Ladder, Turn
+from jupyter_ddp.core.lookout import Lookout, Purpose
+from jupyter_ddp.core.membership import Membership
 from jupyter_ddp.core.topology import named
 from jupyter_ddp.core.verdicts import Verdict
 
+OUT_OF_STEP_MEANS = (
+    "the cell's results may be wrong; the process group is formed again and variables are kept"
+)
+
 
 class RunningCell:
-    def __init__(self, cell: int, targets: tuple[int, ...], hang_timeout_s: float = 0.0) -> None:
-        self.cell = cell
-        self.hang_timeout_s = hang_timeout_s
-        """A hang that lasts so long ends the cell; 0: none does."""
-        self.waiting = set(targets)
-        self.verdicts: dict[int, Verdict] = {}
-        self.deaths: list[m.WorkerExited] = []
-        self.reasons: dict[int, str] = {}
-        self.targets = targets
-        self.ladder = Ladder(cell)
-        """How far an interrupt of it has gone."""
-        self.break_sent = self.kill_sent = False
+    """One cell, from the order to run it until it is `over`; the pool then sees to the group."""
+
+    def __init__(self, event: CellRequested, members: Membership, lookout: Lookout, now: float) -> None:
+        self.cell, self.targets = event.cell, event.targets
+        self.over = False
+        """It has ended on every rank, and nothing has to be found out about how."""
         self.group_broken = False
-        self.timeout_at: float | None = None
-        """When the user wants it to be interrupted."""
-        self.late: set[int] = set()
-        """Whom it still waited for at that time."""
-        self.hang = ""
-        """Why the pool has ended it, where it would have hung."""
-        self.warnings: list[str] = []
+        self.waiting = set(event.targets)
+        self.deadline: float | None = None
+        """When waits on a failed rank are broken, or ranks that were killed are given up."""
+        self._members, self._lookout = members, lookout
+        self._ladder = Ladder(event.cell)
+        """How far an interrupt of it has gone."""
+        self._verdicts: dict[int, Verdict] = {}
+        self._reasons: dict[int, str] = {}
+        self._deaths: list[m.WorkerExited] = []
+        self._warnings: list[str] = []
         self._blocked: set[int] = set()
-        self._timeout_s = 0.0
+        self._break_sent = self._kill_sent = False
+        self._timeout_s = event.timeout_s
+        self.timeout_at = now + event.timeout_s if event.timeout_s else None
+        """When the user wants it to be interrupted."""
+        self._late: set[int] = set()
+        """Whom it still waited for at that time."""
+        self._hang_timeout_s = event.hang_timeout_s
+        self._hang = ""
+        """Why the pool has ended it, where it would have hung."""
 
-    def limit(self, timeout_s: float, now: float) -> None:
-        """It may take so long from now on."""
-        self._timeout_s, self.timeout_at = timeout_s, now + timeout_s
-
-    def is_late(self, now: float) -> bool:
-        return self.timeout_at is not None and now >= self.timeout_at
+    @property
+    def hang_deadline(self) -> float | None:
+        """When a hang that goes on has lasted as long as the user lets it."""
+        if not self._lookout.hang_text or self._break_sent:
+            return None
+        return self._lookout.hang_deadline(self._hang_timeout_s)
 
     @property
     def climbs_at(self) -> float | None:
         """When an interrupt of it goes a step further of itself."""
-        return self.ladder.deadline if self.waiting else None
+        return self._ladder.deadline if self.waiting else None
 
-    def end(self, rank: int, verdict: Verdict, reason: str = "", blocked: bool = False) -> None:
+    # -- ranks end -------------------------------------------------------------------------------
+
+    def finished(self, ends: Iterable[m.CellFinished], now: float) -> list[Effect]:
+        """Ranks say that they have ended a cell."""
+        before = len(self.waiting)
+        for end in ends:
+            if end.cell != self.cell or end.rank not in self.waiting:
+                continue
+            self.group_broken |= end.group_broken
+            self._end(end.rank, end.verdict)
+            if end.group_broken and end.verdict == "interrupted":
+                self._blocked.add(end.rank)
+            self._lookout.note(end)
+            if end.verdict == "error" or end.group_broken:
+                self._break_by(now + PEER_FAILED_TIMEOUT_S)
+        return [] if self.waiting or not before else self._conclude(now)
+
+    def died(self, event: m.WorkerExited, now: float) -> list[Effect]:
+        """A rank of the pool has died."""
+        effects: list[Effect] = []
+        if event.rank in self.waiting:
+            self._end(event.rank, "died")
+            self._deaths.append(event)
+        else:
+            effects.append(self._members.death(event, self.cell))
+        if event.rank in self.targets:
+            self._break_by(now + PEER_DIED_TIMEOUT_S)
+        return effects if self.waiting else [*effects, *self._conclude(now)]
+
+    def give_up(self, verdict: Verdict, why: str) -> list[Effect]:
+        """It ends here, wherever it is."""
+        for rank in sorted(self.waiting):
+            self._end(rank, verdict, why)
+        self._be_over()
+        return self.ended()
+
+    def _end(self, rank: int, verdict: Verdict, reason: str = "") -> None:
         self.waiting.discard(rank)
-        self.verdicts[rank] = verdict
+        self._verdicts[rank] = verdict
         if reason:
-            self.reasons[rank] = reason
-        if blocked:
-            self._blocked.add(rank)
+            self._reasons[rank] = reason
+
+    def _conclude(self, now: float) -> list[Effect]:
+        """All have ended it. Where they do not seem to be at the same collective, ask them first."""
+        suspect = self._lookout.steps.suspect(len(self._members.ranks))
+        if suspect and not (self.group_broken or self._members.dead):
+            self.deadline = None
+            return self._lookout.look(Purpose.STEPS, self._members.alive, now)
+        self._be_over()
+        return []
+
+    def _be_over(self, *, in_step: bool = False) -> None:
+        self.over = True
+        self._lookout.end_cell(in_step=in_step)
+
+    def ended(self) -> list[Effect]:
+        """What there is to say of its end. The blame goes to the ranks that failed of themselves, not to those that waited for them."""
+        culprits = sorted(r for r, v in self._verdicts.items() if v in ("error", "died"))
+        if culprits and not self._ladder.presses:
+            for rank in self._blocked:
+                self._reasons[rank] = f"blocked by {named(culprits, '-')}"
+        for rank in self._late:
+            if self._verdicts[rank] == "interrupted":
+                self._reasons.setdefault(rank, f"interrupted by --timeout {self._timeout_s:g}")
+        deaths, warnings = tuple(self._deaths), tuple(self._warnings)
+        ended = CellEnded(self.cell, self._verdicts, deaths, self._reasons, warnings, self._hang)
+        return [*self._ladder.withdraw(), ended]
+
+    # -- interrupts and broken groups ------------------------------------------------------------------------------
+
+    def interrupt(self, now: float) -> list[Effect]:
+        """The user asks (again) to interrupt it."""
+        signalled = self._ladder.press(now)
+        if not self.waiting:  # it has ended, but for a look at how
+            self._be_over()
+            return []
+        effects: list[Effect] = []
+        if signalled:
+            effects = [signal_ranks(self.waiting, signal.SIGINT)]
+            effects += self._lookout.look(Purpose.INTERRUPT, self._members.alive, now)
+        return [*effects, *self._climb(now)]
+
+    def _climb(self, now: float) -> list[Effect]:
+        """Take the steps of an interrupt that are due."""
+        ladder = self._ladder
+        effects: list[Effect] = []
+        while self.waiting and (turn := ladder.turn(now)) is not None:
+            match turn:
+                case Turn.ANNOUNCE:
+                    effects += ladder.announce(self.waiting, now)
+                case Turn.BREAK:
+                    effects += [*ladder.confirm(self.waiting), *self._break(now)]
+                case Turn.LOOK:
+                    ladder.looked()
+                    effects += self._lookout.look(Purpose.INTERRUPT, self._members.alive, now)
+                case Turn.KILL:
+                    effects += [*ladder.confirm(self.waiting), *self._kill(now)]
+                case _:
+                    assert_never(turn)
+        return effects
+
+    def _kill(self, now: float) -> list[Effect]:
+        self._kill_sent = True
+        self._ladder.killed()
+        self.deadline = now + KILL_TIMEOUT_S
+        return [signal_ranks(self.waiting, signal.SIGKILL, group=True)]
+
+    def _break_by(self, when: float) -> None:
+        """Whoever still waits for a failed rank at that time is freed."""
+        if not self._break_sent:
+            self.deadline = when if self.deadline is None else min(self.deadline, when)
+
+    def _break(self, now: float) -> list[Effect]:
+        """Free whatever waits in the group: step 2 of the ladder."""
+        if self._break_sent:
+            return []
+        self._break_sent = self.group_broken = True
+        self._ladder.broke(now)
+        self.deadline = None
+        effects = self._members.free()
+        if self._ladder.presses or self._hang:
+            effects.append(signal_ranks(self.waiting, signal.SIGINT))
+        if self._hang:
+            effects += self._lookout.look(Purpose.INTERRUPT, self._members.alive, now)
+        return effects
+
+    def _end_hang(self, now: float) -> list[Effect]:
+        """What would not end of itself, or has not for as long as the user has set, is ended."""
+        self._hang = self._lookout.hang_text
+        return self._break(now)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def stuck(self, event: m.RankStuck, now: float) -> list[Effect]:
+        """A rank says that it waits for others, or that it goes on again."""
+        if event.cell != self.cell or not self.waiting:
+            return []
+        return self._lookout.hear(event, self.waiting, self._members.alive, now)
+
+    def looked(self, now: float) -> list[Effect]:
+        """The answers are there, or as many as there will be."""
+        ended, world_size = set(self._verdicts), len(self._members.ranks)
+        found = self._lookout.conclude(self.waiting, ended, world_size, broken=self._break_sent)
+        if not self.waiting:
+            if found.out_of_step:
+                self.group_broken = True
+                self._warnings.append(f"{found.out_of_step}: {OUT_OF_STEP_MEANS}")
+            self._be_over(in_step=found.certain and not found.out_of_step)
+            return []
+        # Whoever comes to wait for a failed rank later says so when it has been stuck.
+        if found.blocked and (Purpose.PEERS in found.purposes or (self._failed and not self._ladder.presses)):
+            return self._break(now)
+        if Purpose.INTERRUPT in found.purposes and found.unheard:
+            return self._lookout.tell(self.cell, found.unheard)
+        effects: list[Effect] = []
+        if Purpose.HANG in found.purposes:
+            effects += self._lookout.tell(self.cell, found.hang.text if found.hang else "")
+            if found.hang is not None and found.hang.out_of_step:
+                effects += self._end_hang(now)
+        return effects
 
     @property
-    def failed(self) -> bool:
+    def _failed(self) -> bool:
         """On some rank it has ended otherwise than well."""
-        return any(verdict != "ok" for verdict in self.verdicts.values())
+        return any(verdict != "ok" for verdict in self._verdicts.values())
 
-    def ended(self) -> CellEnded:
-        """The blame goes to the ranks that failed of themselves, not to those that waited for them."""
-        culprits = sorted(r for r, v in self.verdicts.items() if v in ("error", "died"))
-        if culprits and not self.ladder.presses:
-            for rank in self._blocked:
-                self.reasons[rank] = f"blocked by {named(culprits, '-')}"
-        for rank in self.late:
-            if self.verdicts[rank] == "interrupted":
-                self.reasons.setdefault(rank, f"interrupted by --timeout {self._timeout_s:g}")
-        deaths, warnings = tuple(self.deaths), tuple(self.warnings)
-        return CellEnded(self.cell, self.verdicts, deaths, self.reasons, warnings, self.hang)
+    # -- deadlines -------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what is due."""
+        effects = self._pass_look(now)
+        if not self.over:
+            effects += self._pass_deadline(now)
+        if not self.over:
+            effects += self._stop_late(now)
+        if not self.over:
+            effects += self._climb(now)
+        return effects
+
+    def _pass_look(self, now: float) -> list[Effect]:
+        """Answers that have not come by now never will; a hang has lasted as long as it may."""
+        overdue, hang = self._lookout.deadline, self.hang_deadline
+        effects = self.looked(now) if overdue is not None and now >= overdue else []
+        if not self.over and hang is not None and now >= hang:
+            effects += self._end_hang(now)
+        return effects
+
+    def _pass_deadline(self, now: float) -> list[Effect]:
+        if self.deadline is None or now < self.deadline:
+            return []
+        self.deadline = None
+        if self._kill_sent:
+            return self._give_up_unkillable(now)
+        if not (self._ladder.presses or self._deaths):
+            return self._lookout.look(Purpose.PEERS, self._members.alive, now)
+        return self._break(now)
+
+    def _give_up_unkillable(self, now: float) -> list[Effect]:
+        for rank in sorted(self.waiting):
+            pid = self._members.ranks[rank].pid
+            self._end(rank, "unknown", f"the system does not end its process {pid}")
+        return self._conclude(now)
+
+    def _stop_late(self, now: float) -> list[Effect]:
+        """The cell has had the time that the user gave it: the first steps of an interrupt."""
+        if self.timeout_at is None or now < self.timeout_at:
+            return []
+        self.timeout_at = None
+        if self._ladder.presses:
+            return []
+        self._late = set(self.waiting)
+        return self.interrupt(now)

@@ -24,7 +24,16 @@ MODULES = {
         "tests/unit/test_healing.py",
         "tests/property/test_pool_machine.py",
     ],
-    "jupyter_ddp.core.running_cell": ["tests/unit/test_pool.py", "tests/property/test_pool_machine.py"],
+    "jupyter_ddp.core.membership": [
+        "tests/unit/test_pool.py",
+        "tests/unit/test_healing.py",
+        "tests/property/test_pool_machine.py",
+    ],
+    "jupyter_ddp.core.running_cell": [
+        "tests/unit/test_pool.py",
+        "tests/unit/test_pool_looks.py",
+        "tests/property/test_pool_machine.py",
+    ],
     "jupyter_ddp.core.healing": [
         "tests/unit/test_healing.py",
         "tests/unit/test_pool.py",

@@ -133,7 +133,8 @@ class Judge:
 
     def _hear_end(self, end: m.CellFinished) -> None:
         self.replies.setdefault((end.cell, end.rank), end.verdict)
-        self.broken |= end.group_broken and self.running is not None
+        its = self.running is not None and end.cell == self.running.cell
+        self.broken |= end.group_broken and its
 
     def _hear_heal(self, event: ev.HealRequested, phase: p.Phase) -> None:
         dead = {r for r, q in self.members.items() if q.exit_heard}

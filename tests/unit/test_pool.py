@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jupyter_ddp.core import bounds
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
@@ -192,7 +193,7 @@ def test_a_start_that_takes_too_long_names_who_is_missing(desk: Desk) -> None:
     desk.start(3)
     desk.forks(0, 1, 2)
     desk.connects(0, 2)
-    assert desk.after(p.START_TIMEOUT_S) == [kills(0, 1, 2)]
+    assert desk.after(bounds.START_TIMEOUT_S) == [kills(0, 1, 2)]
     assert [*desk.dies(0), *desk.dies(1)] == []
     assert desk.dies(2) == [ev.StartFinished("rank 1 did not connect within 120 s")]
 
@@ -203,7 +204,7 @@ def test_a_start_without_its_group_names_who_did_not_join(desk: Desk) -> None:
     desk.forks(0, 1, 2)
     desk.connects(0, 1, 2)
     desk.forms(1)
-    desk.after(p.START_TIMEOUT_S)
+    desk.after(bounds.START_TIMEOUT_S)
     effects = [e for rank in range(3) for e in desk.dies(rank)]
     assert effects == [ev.StartFinished("ranks 0,2 did not join the process group within 120 s")]
 
@@ -291,7 +292,7 @@ def test_unkillable_processes_are_named_where_a_start_is_undone(desk: Desk) -> N
     desk.forks(0, 1)
     desk.interrupt()
     desk.dies(0)
-    assert desk.after(p.KILL_TIMEOUT_S) == [
+    assert desk.after(bounds.KILL_TIMEOUT_S) == [
         ev.StartFinished("interrupted\nthe system does not end these processes: 101")
     ]
 
@@ -300,7 +301,7 @@ def test_the_late_exit_of_an_unkillable_process_is_not_the_next_pools(desk: Desk
     """A new rank 0 has nothing to do with the old one, whose end arrives before its own birth."""
     desk.come_up(1)
     desk.stop()
-    assert desk.after(p.STOP_TIMEOUT_S + p.KILL_TIMEOUT_S)[-1] == ev.StopFinished((100,))
+    assert desk.after(bounds.STOP_TIMEOUT_S + bounds.KILL_TIMEOUT_S)[-1] == ev.StopFinished((100,))
     desk.start(1)
     assert desk.dies(0, pid=100) == []
     desk.forks(0, pids=200)
@@ -361,7 +362,7 @@ def test_when_a_rank_fails_the_others_are_freed_after_five_seconds(three: Desk) 
     """They may go on that long; then the group is broken, and they were blocked by the one that failed."""
     three.run(0, 1, 2)
     three.ends(1, "error")
-    assert three.after(p.PEER_FAILED_TIMEOUT_S - 0.01) == []
+    assert three.after(bounds.PEER_FAILED_TIMEOUT_S - 0.01) == []
     assert tells(three.after(0.02), m.Look) == [0, 1, 2]
     three.answers(0, waits_in="all_reduce", entered=1)
     three.answers(1)
@@ -379,7 +380,7 @@ def test_ranks_that_compute_on_are_never_killed_unasked(three: Desk) -> None:
     """Nobody waits for the failed rank, so nothing is broken: a rank may compute for hours."""
     three.run(0, 1, 2)
     three.ends(1, "error")
-    three.after(p.PEER_FAILED_TIMEOUT_S)
+    three.after(bounds.PEER_FAILED_TIMEOUT_S)
     assert [*three.answers(0), *three.answers(1), *three.answers(2)] == []
     assert three.pool.next_deadline is None
     assert three.after(86400) == []
@@ -390,7 +391,7 @@ def test_when_a_rank_dies_the_others_are_freed_after_one_second(three: Desk) -> 
     """They are told to let go, are blocked by the dead one, and no group is formed without it."""
     three.run(0, 1, 2)
     assert three.dies(1) == []
-    assert three.after(p.PEER_DIED_TIMEOUT_S) == [breaks(1, 0, 2)]
+    assert three.after(bounds.PEER_DIED_TIMEOUT_S) == [breaks(1, 0, 2)]
     three.ends(0, "interrupted", broken=True)
     effects = three.ends(2, "interrupted", broken=True)
     ended = only(effects, ev.CellEnded)
@@ -406,7 +407,7 @@ def test_a_death_hastens_the_breaking_but_a_failure_does_not_delay_it(three: Des
     three.run(0, 1, 2)
     three.dies(1)
     three.ends(2, "error")
-    assert three.after(p.PEER_DIED_TIMEOUT_S) == [breaks(1, 0, 2)]
+    assert three.after(bounds.PEER_DIED_TIMEOUT_S) == [breaks(1, 0, 2)]
 
 
 def test_a_press_does_not_delay_the_breaking(three: Desk) -> None:
@@ -484,7 +485,7 @@ def test_a_group_that_is_never_formed_is_announced_and_the_cell_goes_out(three: 
     three.ends(0, broken=True)
     three.run(0, 1, 2)
     three.forms(0, 2)
-    effects = three.after(p.FORM_TIMEOUT_S)
+    effects = three.after(bounds.FORM_TIMEOUT_S)
     words = "rank 1 did not join the process group within 30 s; %ddp restart starts anew"
     assert effects[0] == ev.Announced(words)
     assert tells(effects, m.RunCell) == [0, 1, 2]
@@ -507,7 +508,7 @@ def test_at_the_end_of_a_cell_without_its_group_all_the_living_know(three: Desk)
     """Also the rank that the cell was not for: it would wait for those that have let go."""
     three.run(0, 1)
     three.dies(0)
-    three.after(p.PEER_DIED_TIMEOUT_S)
+    three.after(bounds.PEER_DIED_TIMEOUT_S)
     effects = three.ends(1, "interrupted", broken=True)
     assert effects[0] == breaks(1, 1, 2)
     assert only(effects, ev.CellEnded).reasons == {1: "blocked by rank 0"}
@@ -526,7 +527,7 @@ def test_a_group_found_broken_frees_the_others_though_nobody_failed(three: Desk)
     """A rank may have lost its group and ended well: who waits for it is freed like after an error."""
     three.run(0, 1)
     three.ends(0, "ok", broken=True)
-    assert tells(three.after(p.PEER_FAILED_TIMEOUT_S), m.Look) == [0, 1, 2]
+    assert tells(three.after(bounds.PEER_FAILED_TIMEOUT_S), m.Look) == [0, 1, 2]
     three.answers(0)
     three.answers(2)
     assert three.answers(1, waits_in="all_reduce", entered=1) == [breaks(1, 0, 1, 2)]
@@ -538,7 +539,7 @@ def test_a_killed_rank_has_its_time_to_end(three: Desk) -> None:
     for _ in range(3):
         three.interrupt()
     assert kills(0) in three.after(SIGNAL_CHANCE_S + BREAK_CHANCE_S)
-    assert three.after(p.KILL_TIMEOUT_S - 0.1) == []
+    assert three.after(bounds.KILL_TIMEOUT_S - 0.1) == []
     assert only(three.after(0.2), ev.CellEnded).verdicts == {0: "unknown"}
 
 
@@ -562,7 +563,7 @@ def test_a_rank_that_even_sigkill_does_not_end_ends_the_cell(three: Desk) -> Non
         three.interrupt()
     assert kills(0, 1) in three.after(SIGNAL_CHANCE_S + BREAK_CHANCE_S)
     three.dies(0)
-    ended = only(three.after(p.KILL_TIMEOUT_S), ev.CellEnded)
+    ended = only(three.after(bounds.KILL_TIMEOUT_S), ev.CellEnded)
     assert ended.verdicts == {0: "died", 1: "unknown"}
     assert ended.reasons == {1: "the system does not end its process 101"}
 
@@ -656,7 +657,7 @@ def test_a_resize_that_fails_keeps_the_old_ranks(three: Desk, fault: str) -> Non
     if fault == "dies":
         effects = three.dies(3)
     if fault == "late":
-        effects = three.after(p.START_TIMEOUT_S)
+        effects = three.after(bounds.START_TIMEOUT_S)
     if fault == "interrupted":
         effects = three.interrupt()
     if fault == "group":
@@ -701,7 +702,7 @@ def test_a_shrinking_that_fails_kills_nobody(three: Desk, fault: str) -> None:
     three.resize(2)
     three.dies(2, 0)
     effects = {
-        "late": lambda: three.after(p.START_TIMEOUT_S),
+        "late": lambda: three.after(bounds.START_TIMEOUT_S),
         "interrupted": three.interrupt,
         "group": lambda: three.fails_to_form(0),
     }[fault]()
@@ -716,8 +717,8 @@ def test_a_surplus_rank_that_does_not_leave_is_killed(three: Desk) -> None:
     """Who hangs in its exit functions has two seconds, whatever the pool does meanwhile."""
     three.resize(2)
     three.forms(0, 1)
-    assert three.pool.next_deadline == three.now + p.STOP_TIMEOUT_S
-    assert three.after(p.STOP_TIMEOUT_S) == [kills(2)]
+    assert three.pool.next_deadline == three.now + bounds.STOP_TIMEOUT_S
+    assert three.after(bounds.STOP_TIMEOUT_S) == [kills(2)]
     assert three.pool.next_deadline is None
 
 
@@ -782,9 +783,9 @@ def test_a_stop_asks_then_kills_then_names_who_is_left(three: Desk) -> None:
     """Two seconds for exit functions, five for the system, then the PIDs that it does not end."""
     assert tells(three.stop(), m.EndWorker) == [0, 1, 2]
     three.dies(0, 0)
-    assert three.after(p.STOP_TIMEOUT_S) == [kills(1, 2)]
+    assert three.after(bounds.STOP_TIMEOUT_S) == [kills(1, 2)]
     three.dies(2)
-    assert three.after(p.KILL_TIMEOUT_S) == [ev.StopFinished((101,))]
+    assert three.after(bounds.KILL_TIMEOUT_S) == [ev.StopFinished((101,))]
     assert three.pool.phase is p.Phase.STOPPED
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jupyter_ddp.core import bounds
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
@@ -117,7 +118,7 @@ def test_a_rank_waits_for_a_failed_one_only_later(two: Desk) -> None:
     """It computed when the other failed; when it is stuck, it is freed."""
     two.run(0, 1)
     two.ends(1, "error")
-    two.after(p.PEER_FAILED_TIMEOUT_S)
+    two.after(bounds.PEER_FAILED_TIMEOUT_S)
     sees(two, 0, 0, doing="computing")
     assert sees(two, 1, 0) == []
     two.after(10)
