@@ -1,7 +1,8 @@
 """A cell that runs: whom it waits for, how it has ended elsewhere, and the steps that bring it to its end.
 
 Owns those steps: what is done for ranks that wait for one that failed, died or does not come, what an
-interrupt does, and the deadlines of both (when an interrupt goes further, its `Ladder` says). Who the ranks are and which group they form it only reads.
+interrupt does, and the deadlines of both (when an interrupt goes further, its `Ladder` says). Who the ranks
+are and which group they form it only reads.
 """
 
 from __future__ import annotations

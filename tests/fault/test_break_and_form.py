@@ -10,7 +10,7 @@ import time
 import pytest
 
 from jupyter_ddp import Cluster
-from jupyter_ddp.core import pool as p
+from jupyter_ddp.core import ladder, running_cell
 from tests.fault.pools import REDUCE, Pools, eventually, gone, pids_of
 
 RANKS = 3
@@ -58,8 +58,8 @@ if rank == {victim}:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is told of here happens whatever the pool's patience is."""
-    monkeypatch.setattr(p, "PEER_FAILED_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(p, "INTERRUPT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(running_cell, "PEER_FAILED_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(ladder, "INTERRUPT_TIMEOUT_S", 0.2)
 
 
 def break_the_group(cluster: Cluster) -> None:

@@ -50,7 +50,7 @@ def test_all_ranks_are_killed_while_idle(pools: Pools, promised: Stopwatch) -> N
 
 
 def _agent_of(cluster: Cluster) -> int:
-    (node,) = [c.node for c in cluster._exchange._connections.values()]
+    (node,) = [c.node for c in cluster._life.exchange._connections.values()]
     return int(node.process.pid)
 
 

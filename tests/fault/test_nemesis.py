@@ -10,15 +10,19 @@ from pathlib import Path
 import pytest
 
 from jupyter_ddp import Cluster
-from jupyter_ddp.core import pool as p
+from jupyter_ddp.core import ladder, running_cell
 from tests.fault.nemesis import WORLD, Nemesis, Schedule, seeds
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool's patience with ranks that wait, a tenth of what users get: more happens in less time."""
-    for name in ("PEER_FAILED_TIMEOUT_S", "PEER_DIED_TIMEOUT_S", "INTERRUPT_TIMEOUT_S"):
-        monkeypatch.setattr(p, name, getattr(p, name) / 10)
+    for module, name in (
+        (running_cell, "PEER_FAILED_TIMEOUT_S"),
+        (running_cell, "PEER_DIED_TIMEOUT_S"),
+        (ladder, "INTERRUPT_TIMEOUT_S"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name) / 10)
 
 
 @pytest.mark.timeout(0)  # every step has its own bound, and their number is the user's choice

@@ -27,7 +27,7 @@ class Ambush:
     """Does something at the first message of a kind from a rank, and notes the time."""
 
     def __init__(self, cluster: Cluster, kind: type[m.Message], rank: int, act: _Act) -> None:
-        exchange = cluster._exchange
+        exchange = cluster._life.exchange
         assert exchange is not None
         self._exchange, self._real = exchange, exchange._on_message
         self._kind, self._rank, self._act = kind, rank, act
@@ -90,8 +90,8 @@ def test_the_end_of_its_stderr(pools: Pools, promised: Stopwatch, monkeypatch: p
 def test_the_agent_is_killed(pools: Pools, promised: Stopwatch) -> None:
     """No rank is left, and the next start makes a new agent."""
     cluster = stopped(pools)
-    assert cluster._exchange is not None
-    (connection,) = cluster._exchange._connections.values()
+    assert cluster._life.exchange is not None
+    (connection,) = cluster._life.exchange._connections.values()
     kill = lambda _: os.kill(connection.node.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]  # noqa: E731
     with Ambush(cluster, m.WorkerForked, 1, kill) as ambush:
         with pytest.raises(PoolError, match="the node agent was killed by SIGKILL"):
@@ -105,11 +105,11 @@ def test_the_agent_is_killed(pools: Pools, promised: Stopwatch) -> None:
 def test_the_forkserver_is_killed(pools: Pools) -> None:
     """Before it forked: the start says so, and the next one makes a new forkserver."""
     cluster = stopped(pools)
-    assert cluster._exchange is not None
-    (connection,) = cluster._exchange._connections.values()
+    assert cluster._life.exchange is not None
+    (connection,) = cluster._life.exchange._connections.values()
     (forkserver,) = children(connection.node.process.pid)  # type: ignore[attr-defined]
     os.kill(forkserver, signal.SIGKILL)
-    eventually(lambda: cluster._forkserver_lost, 5)
+    eventually(lambda: cluster._life.forkserver_lost, 5)
     cluster.start(2)
     assert cluster.run(REDUCE).ok
 

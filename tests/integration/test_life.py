@@ -244,7 +244,8 @@ def test_interrupt_from_a_thread(nb: NotebookKernel) -> None:
 def test_interrupt_just_after_the_start(nb: NotebookKernel) -> None:
     """An interrupt in the moment between ordering a cell and waiting for it reaches the ranks."""
     nb.good(
-        "import signal\nexchange = get_ipython().magics_manager.registry['DDPMagics'].cluster._exchange\n"
+        "import signal\n"
+        "exchange = get_ipython().magics_manager.registry['DDPMagics'].cluster._life.exchange\n"
         "real = exchange.submit\n"
         "def submit(event):\n    real(event)\n    if type(event).__name__ == 'CellRequested':\n"
         "        signal.raise_signal(signal.SIGINT)\nexchange.submit = submit"

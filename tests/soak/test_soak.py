@@ -14,7 +14,7 @@ import pytest
 from msgspec import Struct
 
 from jupyter_ddp import Cluster
-from jupyter_ddp.core import pool as p
+from jupyter_ddp.core import running_cell
 from tests.fault.pools import REDUCE, eventually, pids_of
 
 CELLS = int(os.environ.get("JUPYTER_DDP_SOAK", "600"))
@@ -78,8 +78,8 @@ def test_cells_leave_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.timeout(0 if CELLS > 1000 else 240)
 def test_groups_and_healed_ranks_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a group is formed again and a rank replaced, the processes hold what they held."""
-    monkeypatch.setattr(p, "PEER_FAILED_TIMEOUT_S", 0.02)
-    monkeypatch.setattr(p, "PEER_DIED_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(running_cell, "PEER_FAILED_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(running_cell, "PEER_DIED_TIMEOUT_S", 0.02)
     with Cluster(2) as cluster:
         grow_old(cluster)
         before = {name: use_of(pid) for name, pid in processes(cluster).items()}
@@ -125,5 +125,5 @@ def heal(cluster: Cluster) -> None:
 
 
 def store_keys(cluster: Cluster) -> int:
-    assert cluster._rendezvous is not None
-    return int(cluster._rendezvous._store.num_keys())
+    assert cluster._life.rendezvous is not None
+    return int(cluster._life.rendezvous._store.num_keys())

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from jupyter_ddp.core.messages import RankUsage
-from jupyter_ddp.kernel.cluster import RankStatus
+from jupyter_ddp.kernel.roster import RankStatus
 from jupyter_ddp.view.panel import duration, panel_state, size
 from jupyter_ddp.view.status import saved_table, status_text
 

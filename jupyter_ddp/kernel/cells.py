@@ -1,0 +1,190 @@
+"""The cells of one cluster: from the order to run one until its record is complete.
+
+Owns the records of the last cells, and what the exchange's thread tells of those that run. Who the
+ranks are, and how a pool comes to be, is no business of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import BinaryIO
+
+from jupyter_ddp.core import events as ev
+from jupyter_ddp.core import messages as m
+from jupyter_ddp.core.advice import remarks
+from jupyter_ddp.core.compiled_cell import cell_file
+from jupyter_ddp.core.errors import PoolError
+from jupyter_ddp.core.record import CellRecord
+from jupyter_ddp.kernel.conditions import stopped_note
+from jupyter_ddp.kernel.exchange import Exchange
+from jupyter_ddp.kernel.execution import Execution, Follower, OnNews
+from jupyter_ddp.kernel.interrupts import InterruptsTo
+from jupyter_ddp.kernel.source import PreparedSource
+
+RECORDS_KEPT = 20
+
+
+class Cells:
+    """Numbered from 1 in the order in which they were asked for.
+
+    `submit` has the pool handle an event and says who serves it; it raises PoolError without a pool.
+    `interrupt` is what the notebook's interrupt button does while a cell runs. `conditions` gives what is
+    to be said of ranks at a cell's begin, by rank.
+    """
+
+    def __init__(
+        self,
+        submit: Callable[[ev.Event], Exchange],
+        interrupt: Callable[[], None],
+        conditions: Callable[[], dict[int, str]],
+    ) -> None:
+        self._submit, self._interrupt, self._conditions = submit, interrupt, conditions
+        self._executions: OrderedDict[int, Execution] = OrderedDict()
+        self._numbers = itertools.count(1)
+
+    def run(
+        self,
+        prepared: PreparedSource,
+        ranks: tuple[int, ...],
+        world_size: int,
+        log_quota_bytes: int,
+        *,
+        check_collectives: bool,
+        timeout_s: float,
+        on_news: OnNews | None,
+        count: int,
+        hang_timeout_s: float,
+    ) -> CellRecord:
+        """Run a cell and wait for its end on all of `ranks`. Raises PoolError when it was not run."""
+        cell = next(self._numbers)
+        record = CellRecord(cell, ranks, _open_spool, threading.RLock(), log_quota_bytes)
+        execution = Execution(record, count)
+        # Before the pool is asked: should the cluster be closed meanwhile, this one is refused then.
+        self._executions[cell] = execution
+        if prepared.tree is not None:
+            execution.advise(remarks(prepared.source, prepared.tree, ranks, world_size))
+        with InterruptsTo(self._interrupt):
+            try:
+                exchange = self._submit(
+                    ev.CellRequested(
+                        cell,
+                        ranks,
+                        prepared.source,
+                        prepared.awaits,
+                        prepared.shows,
+                        count,
+                        check_collectives,
+                        timeout_s,
+                        hang_timeout_s,
+                        prepared.packed(cell_file(cell, count)),
+                    )
+                )
+            except PoolError:
+                self._executions.pop(cell, None)
+                raise
+            self._forget_surplus()  # while the ranks are at work
+            for rank, text in self._conditions().items():
+                execution.note(rank, text)
+            follow = Follower(execution, exchange.wait, on_news)
+            while not execution.done:
+                follow.step()
+            if on_news is not None and not execution.refusal:
+                on_news(record, True)
+        if execution.refusal:
+            raise PoolError(execution.refusal)
+        return record
+
+    def _forget_surplus(self) -> None:
+        """Of the records that nobody else holds, keep the last."""
+        surplus = len(self._executions) - RECORDS_KEPT
+        if surplus > 0:
+            ended = (cell for cell, kept in list(self._executions.items()) if kept.done)
+            for cell in list(itertools.islice(ended, surplus)):
+                self._executions.pop(cell, None)
+
+    # -- what others may read --------------------------------------------------------------------
+
+    def records(self) -> list[CellRecord]:
+        """Of the last cells, oldest first."""
+        return [execution.record for execution in self._executions.values()]
+
+    @property
+    def running(self) -> Execution | None:
+        return next((e for e in reversed(list(self._executions.values())) if not e.done), None)
+
+    def last_error(self, rank: int) -> str:
+        """Of the last of its cells that failed, in one line; "" if none of those that are kept did."""
+        for execution in reversed(list(self._executions.values())):
+            if rank in execution.record.ranks and (words := execution.record.failure_of(rank)):
+                return words
+        return ""
+
+    # -- from the exchange's thread --------------------------------------------------------------
+
+    def fold(self, message: m.CellMessage) -> None:
+        """Take what a rank says of a cell into the cell's record."""
+        execution = self._executions.get(message.cell)
+        if execution is not None:
+            execution.record.fold(message)
+            execution.tell(message)
+
+    def note_death(self, exit: m.WorkerExited) -> None:
+        """A rank has died that a cell waits for. Said in the cell at once: others may compute for hours."""
+        for execution in self._open():
+            if exit.rank in execution.record.ranks:
+                execution.record.die(exit)
+                execution.tell_at_once()
+
+    def note_suspended(self, message: m.WorkerSuspended) -> None:
+        text = stopped_note(message.rank, message.pid)
+        for execution in self._open():
+            execution.note(message.rank, text, message.suspended)
+
+    def show(self, said: ev.Announced | ev.HangSeen) -> bool:
+        """What the pool says of a cell that runs; False where it is not said of one."""
+        execution = self._executions.get(said.cell)
+        if execution is not None:
+            execution.show(said)
+        return execution is not None
+
+    def refuse(self, effect: ev.CellRefused) -> None:
+        refused = self._executions.pop(effect.cell, None)
+        if refused is not None:
+            refused.refusal = effect.reason
+            refused.finish()
+
+    def end(self, effect: ev.CellEnded) -> None:
+        """Complete the cell's record with what no rank has said of itself."""
+        execution = self._executions.get(effect.cell)
+        if execution is None:
+            return
+        for exit in effect.deaths:
+            execution.record.die(exit)
+        dead = {exit.rank for exit in effect.deaths}
+        for rank, reason in effect.reasons.items():
+            if rank not in dead:
+                execution.record.settle(rank, effect.verdicts[rank], reason)
+        if effect.hang:
+            execution.record.end_hang(effect.hang)
+        for warning in effect.warnings:
+            execution.record.warn(warning)
+        execution.record.hang("")
+        execution.finish()
+
+    def end_all(self, refusal: str) -> None:
+        """Nobody will say any more how those that run have ended."""
+        for execution in self._open():
+            execution.refusal = refusal
+            execution.finish()
+
+    def _open(self) -> list[Execution]:
+        return [execution for execution in list(self._executions.values()) if not execution.done]
+
+
+def _open_spool() -> BinaryIO:
+    """Without a name, so it goes with the record or with this process, however that ends."""
+    return tempfile.TemporaryFile(prefix="jupyter_ddp-", buffering=0)
