@@ -131,7 +131,10 @@ class RunningCell:
         self._lookout.end_cell(in_step=in_step)
 
     def ended(self) -> list[Effect]:
-        """What there is to say of its end. The blame goes to the ranks that failed of themselves, not to those that waited for them."""
+        """What there is to say of its end.
+
+        The blame goes to the ranks that failed of themselves, not to those that waited for them.
+        """
         culprits = sorted(r for r, v in self._verdicts.items() if v in ("error", "died"))
         if culprits and not self._ladder.presses:
             for rank in self._blocked:
@@ -143,7 +146,7 @@ class RunningCell:
         ended = CellEnded(self.cell, self._verdicts, deaths, self._reasons, warnings, self._hang)
         return [*self._ladder.withdraw(), ended]
 
-    # -- interrupts and broken groups ------------------------------------------------------------------------------
+    # -- interrupts and broken groups --------------------------------------------------------------
 
     def interrupt(self, now: float) -> list[Effect]:
         """The user asks (again) to interrupt it."""
