@@ -32,7 +32,7 @@ from jupyter_ddp.core.topology import make_plan
 BEGIN, END = "<!-- pool: `python docs/pool_diagram.py --write` -->", "<!-- end of pool -->"
 PAGE = Path(__file__).parents[1] / "ARCHITECTURE.md"
 RANKS = 2
-DEPTH = 12
+DEPTH = 13
 _SURROUNDINGS = m.Surroundings({}, "/", [], "127.0.0.1", 1, "run", 0)
 _USED = (m.GroupCount("0", (), 1),)
 _Change = tuple[str, str, str]
