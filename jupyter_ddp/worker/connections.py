@@ -49,24 +49,68 @@ class Connections(Struct, frozen=True):
         return Connections(self.ports - other.ports, self.inodes - other.inodes)
 
 
-def shut_down(these: Connections, store: tuple[str, int], spared: Connections) -> None:
-    """End these connections, those accepted on their ports, and those to the store but the `spared` ones."""
+class Deafened:
+    """Connections that gloo hears nothing from any more. Their other ends notice nothing until `close`.
+
+    When gloo finds out by writing that a connection has ended, it loses the message, and whoever waits for it
+    to be sent waits for ever (gloo/transport/tcp/pair.cc: at EPIPE and ECONNRESET `write` says nothing, and
+    `signalException` leaves out what is in `tx_`). So it is to find out by reading: each rank ends the
+    reading half of its own connections alone, and holds on to them when gloo closes them.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, int] = {}  # inode: our descriptor
+
+    def deafen(self, fd: int, sock: socket.socket) -> None:
+        """End what gloo reads there; all of it where there is no descriptor left to hold it by."""
+        inode = os.fstat(fd).st_ino
+        try:
+            if inode not in self._held:
+                self._held[inode] = os.dup(fd)
+        except OSError:
+            sock.shutdown(socket.SHUT_RDWR)
+        else:
+            sock.shutdown(socket.SHUT_RD)
+
+    def close(self) -> None:
+        """Let go of them, when nobody on this or any other rank waits in them any more."""
+        while self._held:
+            os.close(self._held.popitem()[1])
+
+
+def shut_down(
+    formed: Connections,
+    deafened: Deafened,
+    forming: Connections,
+    store: tuple[str, int],
+    spared: Connections,
+) -> None:
+    """End these connections, those accepted on their ports, and those to the store but the `spared` ones.
+
+    Over those of `formed` groups messages go, and they become `deafened`.
+    """
     for fd in _socket_fds():
         with contextlib.suppress(OSError):
-            if os.fstat(fd).st_ino not in spared.inodes:
-                _shut_down(fd, these, store)
+            if os.fstat(fd).st_ino in spared.inodes:
+                continue
+            with _borrow(fd) as sock:
+                if sock.family not in (socket.AF_INET, socket.AF_INET6) or _listens(sock):
+                    continue
+                if _is_among(fd, sock, formed):
+                    deafened.deafen(fd, sock)
+                elif _is_among(fd, sock, forming) or _goes_to(sock, store):
+                    sock.shutdown(socket.SHUT_RDWR)
 
 
-def _shut_down(fd: int, these: Connections, store: tuple[str, int]) -> None:
-    with _borrow(fd) as sock:
-        if sock.family not in (socket.AF_INET, socket.AF_INET6) or _listens(sock):
-            return
-        gloos = os.fstat(fd).st_ino in these.inodes or sock.getsockname()[1] in these.ports
-        # A rank that waits in the store (new_group, store.get) is freed by ending its client, which
-        # is an IPv6 socket also where the address is 127.0.0.1.
-        host, port = sock.getpeername()[:2]
-        if gloos or (host.removeprefix("::ffff:"), port) == store:
-            sock.shutdown(socket.SHUT_RDWR)
+def _is_among(fd: int, sock: socket.socket, these: Connections) -> bool:
+    return os.fstat(fd).st_ino in these.inodes or sock.getsockname()[1] in these.ports
+
+
+def _goes_to(sock: socket.socket, store: tuple[str, int]) -> bool:
+    # A rank that waits in the store (new_group, store.get) is freed by ending its client, which
+    # is an IPv6 socket also where the address is 127.0.0.1.
+    host, port = sock.getpeername()[:2]
+    return (host.removeprefix("::ffff:"), port) == store
 
 
 def knock(ports: Collection[int], peers: int) -> None:

@@ -22,7 +22,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.worker.carry_over import OldGroups, carry_over, note_groups
-from jupyter_ddp.worker.connections import Connections, knock, shut_down
+from jupyter_ddp.worker.connections import Connections, Deafened, knock, shut_down
 
 COLLECTIVE_TIMEOUT = timedelta(days=7)
 """A user at a breakpoint is no fault: waits are bounded by the pool, not by torch."""
@@ -58,6 +58,7 @@ class Group:
         self.broken = False
         """The group was broken under whoever waited in it: it will be formed again."""
         self._gloos = Connections()
+        self._deafened = Deafened()
         self._spared = Connections()
         self._joining = 0  # calls under way that wait for all members of a group to come
         self._before: Connections | None = None  # what there was before the group that is being made
@@ -137,6 +138,7 @@ class Group:
             else:
                 _real_destroy()
         self._gloos = Connections()
+        self._deafened.close()
 
     @contextlib.contextmanager
     def _breakable(self) -> Iterator[None]:
@@ -166,9 +168,9 @@ class Group:
     def break_(self, generation: int) -> None:
         """Free whatever waits in this generation's groups or its store. Variables are untouched.
 
-        For gloo by shutting down its connections: those that it had when the group was formed, and those
-        accepted on its listening ports since. Both ends' ranks are told, but one of them may be stopped, or
-        hold the GIL.
+        For gloo by ending its connections: those that it had when the group was formed, and those accepted on
+        its listening ports since. Each rank ends its own ends, for itself: it is told at the same time as all
+        others, and who is stopped, or holds the GIL, does it later.
         """
         with self._lock:
             self._given_up = max(self._given_up, generation)
@@ -194,7 +196,7 @@ class Group:
                     group.abort()
         before = self._before
         new = Connections() if before is None else Connections.now() - before
-        shut_down(self._gloos | new, self._address, self._spared)
+        shut_down(self._gloos, self._deafened, new, self._address, self._spared)
         knock(new.ports, self.world_size)
 
     def blames_peer(self, error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from jupyter_ddp import Cluster
 from jupyter_ddp.core import ladder, running_cell
-from tests.fault.pools import REDUCE, Pools, eventually, gone, pids_of
+from tests.fault.pools import REDUCE, Pools, RunningCell, eventually, gone, pids_of
 
 RANKS = 3
 FREED_S = 5.0
@@ -66,6 +67,23 @@ def break_the_group(cluster: Cluster) -> None:
     """Rank 0 raises; the others, who wait for it, are freed, and a new group is formed."""
     record = cluster.run(f"if rank == 0: raise ValueError\n{REDUCE}", check=False)
     assert record.verdicts == {0: "error", 1: "interrupted", 2: "interrupted"}
+
+
+def test_a_break_in_the_midst_of_collectives(pools: Pools) -> None:
+    """Whatever a connection carries in that moment, everybody who waits is freed, and by the first attempt."""
+    cluster, chance = pools.of(RANKS), random.Random(3)
+    pids = pids_of(cluster)
+    for _ in range(20):
+        cell = RunningCell(
+            cluster, "print('on')\nt = torch.ones(64)\nwhile True:\n    dist.all_reduce(t); print('x' * 100)"
+        )
+        cell.until("on")
+        threading.Event().wait(chance.uniform(0, 0.02))
+        cluster.interrupt()
+        cluster.interrupt()
+        cell.end(FREED_S)
+    assert pids_of(cluster) == pids
+    assert cluster.run(REDUCE).ok
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
