@@ -28,6 +28,7 @@ COLLECTIVE_TIMEOUT = timedelta(days=7)
 """A user at a breakpoint is no fault: waits are bounded by the pool, not by torch."""
 STORE_TIMEOUT = timedelta(seconds=60)
 
+_RUN_ID = re.compile("[0-9a-f]{8}")
 _PEER_GONE = re.compile(r"gloo/transport/|Connection closed by peer \[|NCCL communicator was aborted")
 # What has to be set before the first NCCL group: a communicator that fails must not end the process.
 _NCCL_ENVIRON = {
@@ -111,6 +112,26 @@ class Group:
                 )
         self._left_behind, self.store = None, store
         return time.monotonic() - started
+
+    def forget_earlier(self) -> None:
+        """Once a group stands, all ranks have left those before it: what they met by goes from the store.
+
+        One rank does it for all. Where torch does not list a store's keys they stay, a few for each group.
+        """
+        client: Any = getattr(self.store, "underlying_store", None)
+        if self.rank != 0 or not hasattr(client, "list_keys"):
+            return
+        with contextlib.suppress(RuntimeError):  # the group is broken already, and with it this client's link
+            for key in client.list_keys():
+                if self._is_earlier(key):
+                    client.delete_key(key)
+
+    def _is_earlier(self, key: str) -> bool:
+        run_id, _, rest = key.partition("/")
+        number = rest.removeprefix("check/").partition("/")[0]
+        if not (_RUN_ID.fullmatch(run_id) and number.isdigit()):
+            return False  # a user's own
+        return run_id != self._prefix or int(number) < self.generation
 
     def _connect(self, prefix: str) -> Any:
         """A client of the pool's store, of its own, under this prefix."""

@@ -52,6 +52,8 @@ def prepare() -> None:
     """
     shell = RankShell.instance(outbox=_Mute())
     shell.run(m.RunCell(m.NO_CELL, "None\n1\n"))
+    shell.displayhook.flush()  # type: ignore[no-untyped-call]  # `_` and `Out` begin without a value
+    del shell.user_ns[f"_{m.NO_CELL}"]
     peepholes()
 
 
@@ -223,6 +225,7 @@ class Worker:
             self._outbox.say(m.GroupFailed, reason=f"{type(error).__name__}: {error}")
         else:
             self._outbox.say(m.GroupFormed, seconds=seconds)
+            self._group.forget_earlier()
 
     def _inherit(self, order: m.FormGroup) -> None:
         inheritance = Inheritance(self._shell, self._gate, self._random, self._surroundings)

@@ -15,14 +15,12 @@ import functools
 import gc
 import inspect
 import json
-import linecache
 import operator
 import os
 import signal
 import subprocess
 import sys
 import types
-from collections import deque
 from typing import Any, NoReturn
 
 from IPython.core.displayhook import DisplayHook
@@ -35,13 +33,12 @@ from traitlets.config import Config
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.compiled_cell import cell_file, unpack
 from jupyter_ddp.worker.cell_code import compile_cell
+from jupyter_ddp.worker.cell_sources import CellSources
 from jupyter_ddp.worker.tracebacks import forget_sources, left_out, user_traceback
 
 _MAX_ERROR_CHARS = 256 * 1024
 _MAX_TEXT_CHARS = 1024 * 1024
 _MAX_SHOWN_BYTES = 64 * 1024 * 1024
-_LINES_KEPT_CELLS = 100
-"""Of cells that define no function, the source of the last is kept: a debugger may ask for it."""
 _FUTURES = functools.reduce(
     operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
@@ -65,6 +62,18 @@ class RankDisplayHook(DisplayHook):
         self.shell.result.result = result
         if data:
             self.shell.say_display(data, metadata, result=True)
+
+    @property
+    def prompt_count(self) -> int:
+        """The number of the cell that runs. IPython's own, since version 9, counts on before it runs one."""
+        return self.shell.execution_count
+
+    def cull_cache(self) -> None:
+        """As IPython's, which then still has what `Out` has let go of among its hidden names."""
+        super().cull_cache()
+        kept, hidden = self.shell.user_ns.get("_oh", {}), self.shell.user_ns_hidden
+        for name in [name for name in hidden if name[1:].isdigit() and int(name[1:]) not in kept]:
+            del hidden[name]
 
     def quiet(self) -> bool:
         return bool(self.semicolon_at_end_of_expression(self.shell.current_source))
@@ -114,7 +123,7 @@ class RankShell(InteractiveShell):
         config = Config({"HistoryManager": {"enabled": False}})
         super().__init__(config=config, user_module=main, **kwargs)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._passing: deque[str] = deque()
+        self._sources = CellSources(self.compile._filename_map)
         for event, registered in self.events.callbacks.items():  # IPython's own: a rank does it itself
             for callback in list(registered):
                 self.events.unregister(event, callback)
@@ -194,10 +203,13 @@ class RankShell(InteractiveShell):
         """The cell's code, under a file name that tracebacks and `inspect` find its lines by."""
         source = order.source
         name = cell_file(order.cell, order.count)
-        self.compile._filename_map[name] = self.execution_count
-        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-        if "def " not in source and "lambda" not in source and "class " not in source:
-            self._forget_lines_later(name)
+        self._sources.add(name, self.execution_count, source)
+        codes = self._codes_of(order, name)
+        self._sources.compiled(name, codes)
+        return codes
+
+    def _codes_of(self, order: m.RunCell, name: str) -> list[types.CodeType]:
+        source = order.source
         settings = self._trait_values  # two traits, read without what traitlets does around it
         last_expr = settings.get("ast_node_interactivity", "last_expr") == "last_expr"
         if last_expr and not (order.shows or settings.get("ast_transformers")):
@@ -209,14 +221,6 @@ class RankShell(InteractiveShell):
             return [code]
         tree = self.transform_ast(self.compile.ast_parse(source, filename=name))
         return compile_cell(self.compile, tree, name, self.ast_node_interactivity, order.awaits)
-
-    def _forget_lines_later(self, name: str) -> None:
-        """No function outlives this cell: its lines need not be kept for longer than for its traceback."""
-        self._passing.append(name)
-        if len(self._passing) > _LINES_KEPT_CELLS:
-            old = self._passing.popleft()
-            linecache.cache.pop(old, None)
-            self.compile._filename_map.pop(old, None)
 
     def _run_codes(self, codes: list[types.CodeType]) -> BaseException | None:
         """Run a cell's code; give what it raised."""

@@ -70,7 +70,7 @@ def break_the_group(cluster: Cluster) -> None:
 
 
 def test_a_break_in_the_midst_of_collectives(pools: Pools) -> None:
-    """Whatever a connection carries in that moment, everybody who waits is freed, and by the first attempt."""
+    """Whatever a connection carries in that moment, who waits is freed, and by the first attempt."""
     cluster, chance = pools.of(RANKS), random.Random(3)
     pids = pids_of(cluster)
     for _ in range(20):
