@@ -50,7 +50,7 @@ class ResizeRequested(Struct, frozen=True):
 
 
 class HealRequested(Struct, frozen=True):
-    """Replace the dead ranks; the new ones get the variables of `source`, or none."""
+    """Replace the dead and the doomed ranks; the new ones get the variables of `source`, or none."""
 
     surroundings: m.Surroundings
     source: int | None = None

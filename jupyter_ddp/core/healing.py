@@ -1,4 +1,4 @@
-"""The replacement of dead ranks: when it can begin, and what is said of it.
+"""The replacement of dead and doomed ranks: when it can begin, and what is said of it.
 
 Owns no state of the pool's but its own: whom it replaces, whose variables they get. The pool's machine
 holds one of these from the request until the group stands or the attempt is undone.
@@ -6,7 +6,7 @@ holds one of these from the request until the group stands or the attempt is und
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from msgspec import Struct
 
@@ -23,6 +23,7 @@ NOBODY_LEFT = (
     "%ddp restart starts a new pool (-n N: of another size)"
 )
 """What is left of a pool whose ranks have all died."""
+NOTHING_TO_HEAL = "no rank is dead or doomed: there is nothing to heal"
 _MAX_REASON_CHARS = 600
 
 
@@ -30,6 +31,7 @@ class Healing(Struct, frozen=True):
     """What a heal that is under way was asked for."""
 
     dead: tuple[int, ...]
+    """Those that are replaced; who was doomed is dead by now, too."""
     source: int | None
     """The living rank whose variables the new ones get; None: they start with none."""
     generation: int
@@ -58,26 +60,28 @@ class Healing(Struct, frozen=True):
         return f"the new {what}" + (f": {last}" if last else "")
 
 
-def refusal(phase: str, ranks: Sequence[int], alive: Sequence[int], source: int | None) -> str:
+def refusal(
+    phase: str, ranks: Sequence[int], fit: Sequence[int], doomed: Collection[int], source: int | None
+) -> str:
     """Why ranks cannot be replaced now; "" when they can."""
     if phase == "stopped":
         return "there is no pool; %ddp start -n 4 starts one"
     if phase != "ready":
         return f"the pool is {phase}; it can be healed when it is ready (%ddp status)"
-    if len(alive) == len(ranks):
-        return "no rank is dead: there is nothing to heal"
-    if source is None or source in alive:
+    if len(fit) == len(ranks):
+        return NOTHING_TO_HEAL
+    if source is None or source in fit:
         return ""
-    living = f"name a living one ({named(alive, '-')})" if alive else "no rank is alive: leave it out"
+    living = f"name a living one ({named(fit, '-')})" if fit else "no rank is left: leave it out"
     if source in ranks:
-        return f"--from {source}: rank {source} is dead; {living}"
+        return f"--from {source}: rank {source} is {'doomed' if source in doomed else 'dead'}; {living}"
     return f"--from {source}: there is no rank {source}; {living}"
 
 
-def way_on(alive: Sequence[int]) -> str:
-    """What a user can do about dead ranks, in words for the end of a line."""
-    part = f"-t with living ranks ({named(alive, '-')}), or " if alive else ""
-    return f"{part}%ddp heal, which replaces the dead"
+def way_on(fit: Sequence[int], lost: str = "dead") -> str:
+    """What a user can do about dead (or doomed) ranks, in words for the end of a line."""
+    part = f"-t with living ranks ({named(fit, '-')}), or " if fit else ""
+    return f"{part}%ddp heal, which replaces the {lost}"
 
 
 def what_survives(dead: Sequence[int], alive: Sequence[int]) -> str:

@@ -36,10 +36,17 @@ class RankState:
         self.generation = 0
         """The generation of the group that it is a member of; 0 for none."""
         self.exited: m.WorkerExited | None = None
+        self.doomed = ""
+        """Why its accelerator is lost to its process for good; "" when it is not."""
 
     @property
     def alive(self) -> bool:
         return self.exited is None
+
+    @property
+    def fit(self) -> bool:
+        """It can run cells."""
+        return self.exited is None and not self.doomed
 
 
 class Membership:
@@ -63,6 +70,20 @@ class Membership:
     @property
     def alive(self) -> tuple[int, ...]:
         return tuple(rank for rank, state in self.ranks.items() if state.alive)
+
+    @property
+    def fit(self) -> tuple[int, ...]:
+        return tuple(rank for rank, state in self.ranks.items() if state.fit)
+
+    @property
+    def unfit(self) -> tuple[int, ...]:
+        """Dead or doomed: without them there is no group of all ranks, and a heal replaces them."""
+        return tuple(rank for rank, state in self.ranks.items() if not state.fit)
+
+    @property
+    def doomed(self) -> dict[int, str]:
+        """Those that live, and why."""
+        return {rank: state.doomed for rank, state in self.ranks.items() if state.alive and state.doomed}
 
     # -- who comes -------------------------------------------------------------------------------
 
@@ -94,7 +115,8 @@ class Membership:
         if (gone := self._departed(event.rank, 0, event.pid)) is not None:
             gone.pid = event.pid
             return False
-        if (state := self.ranks.get(event.rank)) is None:
+        state = self.ranks.get(event.rank)
+        if state is None or state.pid not in (0, event.pid):  # nobody else takes a rank's place
             return False
         state.connected, state.pid = True, event.pid
         return all(s.connected for s in self.ranks.values())
@@ -162,11 +184,12 @@ class Membership:
         return [*effects, *(self._launch(new, event.surroundings) if new else self.form())]
 
     def heal(self, event: HealRequested) -> list[Effect]:
-        """Launch new ranks in the place of the dead; the others stay as they are."""
+        """Launch new ranks in the place of the dead and the doomed; the others stay as they are."""
         assert self.plan is not None
         self._before_change = (self.plan, dict(self.ranks))
-        self.healing = healing.Healing(self.dead, event.source, self.generation)
-        places = [self.ranks[rank].place for rank in self.dead]
+        self.healing = healing.Healing(self.unfit, event.source, self.generation)
+        places = [self.ranks[rank].place for rank in self.unfit]
+        self._let_go(self.ranks[place.rank] for place in places)
         for place in places:
             self.ranks[place.rank] = RankState(place)
         return self._launch(places, event.surroundings, replaces=True)
@@ -177,6 +200,7 @@ class Membership:
         self.plan, old = self._before_change
         new = [state for rank, state in self.ranks.items() if state is not old.get(rank) and state.alive]
         self._let_go(new)
+        self._gone = [state for state in self._gone if state not in old.values()]
         self.ranks = old
         for place in self.plan.places:
             old[place.rank].place = place
@@ -189,12 +213,17 @@ class Membership:
         """A process has ended; True when a rank died with it, and it was not one that was let go of."""
         if (gone := self._departed(event.rank, event.pid)) is not None:
             self._gone.remove(gone)
+            gone.exited, gone.generation = event, 0
             return False
         state = self.ranks.get(event.rank)
         if state is None or not state.alive or state.pid != event.pid:
             return False
         state.exited, state.generation = event, 0
         return True
+
+    def doom(self, rank: int, why: str) -> None:
+        """Its process lives, and is of no more use."""
+        self.ranks[rank].doomed = why
 
     def death(self, exit: m.WorkerExited, cell: int = m.NO_CELL) -> Announced:
         left = healing.what_survives(self.dead, self.alive)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised whenever a message changes. A peer that speaks another version is refused."""
 
 NO_CELL = 0
@@ -364,7 +364,8 @@ class CellFinished(FromRank, frozen=True, omit_defaults=True):
     """The cell ended on this rank.
 
     `counts` are of the groups that the rank has used in this cell; `unfinished` says that it has left
-    an operation of theirs behind that has not come to its end.
+    an operation of theirs behind that has not come to its end. `doomed` says why the rank's accelerator is
+    lost to its process for good: device, cause and line.
     """
 
     verdict: Literal["ok", "error", "interrupted"]
@@ -373,6 +374,7 @@ class CellFinished(FromRank, frozen=True, omit_defaults=True):
     error: CellError | None = None
     counts: tuple[GroupCount, ...] = ()
     unfinished: bool = False
+    doomed: str = ""
 
 
 class GoodEnds(Message, frozen=True):

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Sequence
 from typing import assert_never
 
-from jupyter_ddp.core import healing
+from jupyter_ddp.core import doomed, healing
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.bounds import FORM_TIMEOUT_S, KILL_TIMEOUT_S, START_TIMEOUT_S, STOP_TIMEOUT_S
 from jupyter_ddp.core.events import (
@@ -91,6 +91,10 @@ class Pool:
     @property
     def alive(self) -> tuple[int, ...]:
         return self._members.alive
+
+    @property
+    def unfit(self) -> tuple[int, ...]:
+        return self._members.unfit
 
     @property
     def next_deadline(self) -> float | None:
@@ -258,12 +262,15 @@ class Pool:
             return "the cell names no rank to run on"
         if unknown := [r for r in targets if r not in self.ranks]:
             return f"the pool has no {named(unknown, '-')}; it has 0-{self.world_size - 1}"
-        if not (gone := [r for r in targets if not self.ranks[r].alive]):
+        if not (unfit := [r for r in targets if not self.ranks[r].fit]):
             return ""
+        if not (gone := [r for r in unfit if not self.ranks[r].alive]):
+            return doomed.refusal({r: self.ranks[r].doomed for r in unfit}, self._members.fit)
         exit = self.ranks[gone[0]].exited
         why = f": {describe_exit(exit)}" if exit else ""
         lost = "" if self.alive else "pool lost: "
-        return f"{lost}{named(gone, '-')} died{why}; nothing was run. To go on: {healing.way_on(self.alive)}"
+        way_on = healing.way_on(self._members.fit)
+        return f"{lost}{named(gone, '-')} died{why}; nothing was run. To go on: {way_on}"
 
     def _go_on(self, effects: list[Effect], now: float) -> list[Effect]:
         """What the cell asks for; and when it is over with that, see to the group."""
@@ -272,7 +279,7 @@ class Pool:
             return effects
         self._cell = None
         self._rest(Phase.READY)
-        if cell.group_broken and not self.dead:
+        if cell.group_broken and not self.unfit:
             self.phase, self._deadline = Phase.FORMING, now + FORM_TIMEOUT_S
             return [*effects, *self._members.form(), *cell.ended()]
         # Without the dead there is no group: all of the living have to know, also who did not wait in it.
@@ -290,15 +297,19 @@ class Pool:
     def _resize(self, event: ResizeRequested, now: float) -> list[Effect]:
         if self.phase is not Phase.READY or self.plan is None:
             return [StartFinished(f"the pool is {self.phase.value}; it can be resized when it is ready")]
-        if self.dead:
-            return [StartFinished(f"{named(self.dead, '-')} died; %ddp heal comes before a resize")]
+        if self.unfit:
+            words = f"{named(self.dead, '-')} died" if self.dead else doomed.are_doomed(self._members.doomed)
+            return [StartFinished(f"{words}; %ddp heal comes before a resize")]
         self.phase, self._deadline = Phase.STARTING, now + START_TIMEOUT_S
         return self._members.resize(event, now)
 
     def _heal(self, event: HealRequested, now: float) -> list[Effect]:
-        if why := healing.refusal(self.phase.value, tuple(self.ranks), self.alive, event.source):
+        members = self._members
+        if why := healing.refusal(
+            self.phase.value, tuple(self.ranks), members.fit, members.doomed, event.source
+        ):
             return [StartFinished(why)]
-        effects = self._members.heal(event)
+        effects = members.heal(event)
         self.phase, self._deadline = Phase.STARTING, now + self._start_timeout_s
         return effects
 
@@ -316,7 +327,7 @@ class Pool:
             return [*kill, *free, StartFinished(heal.failed(why)), *self._ready(now)]
         free = members.free()
         self.phase, self._deadline = Phase.FORMING, now + FORM_TIMEOUT_S
-        return [*kill, *free, *(self._ready(now) if self.dead else members.form()), StartFinished(why)]
+        return [*kill, *free, *(self._ready(now) if self.unfit else members.form()), StartFinished(why)]
 
     def _stop_copying(self, heal: healing.Healing) -> list[Effect]:
         """A rank that still collects its variables gives up; SIGINT does nothing to one that does not."""

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from msgspec import Struct
 
+from jupyter_ddp.core import doomed
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.errors import RankError
 from jupyter_ddp.core.faults import describe_exit
@@ -160,7 +161,8 @@ class CellRecord:
         self._quota_bytes = quota_bytes
         self._ranks = {rank: RankRecord(rank, self.log, self._lock) for rank in sorted(ranks)}
         self._ended = 0
-        self._dead: list[int] = []
+        self._lost: list[int] = []
+        """Ranks that died in this cell, or are doomed since."""
         self.held_up = ""
         """What holds the cell up now, in one line."""
         self.announced: list[str] = []
@@ -211,8 +213,9 @@ class CellRecord:
         causes = [f"{named(ranks, '-')}: {words}" for words, ranks in groups[:MAX_CAUSES]]
         if rest := [rank for _, ranks in groups[MAX_CAUSES:] for rank in ranks]:
             causes.append(f"{named(rest, '-')} failed too")
-        if self._dead:
-            causes.append(f"%ddp heal replaces {named(self._dead, '-')}, the others keep their variables")
+        if self._lost:
+            lost = named(sorted(self._lost), "-")
+            causes.append(f"%ddp heal replaces {lost}, the others keep their variables")
         return "; ".join(causes)
 
     def failure_of(self, rank: int) -> str:
@@ -251,6 +254,9 @@ class CellRecord:
                     r.note(message.text, message.withdrawn)
                 case m.CellFinished() if r.verdict is None:  # what ended once does not end otherwise
                     r.error, r.duration_s = message.error, message.duration_s
+                    if message.doomed:
+                        self._lost.append(r.rank)
+                        r.note(doomed.note(r.rank, message.doomed))
                     self._end(r, message.verdict)
                 case m.CellFinished():
                     pass
@@ -309,7 +315,7 @@ class CellRecord:
             self.version += 1
             r.changed_at = self.version
             r.death = describe_exit(exit)
-            self._dead.append(exit.rank)
+            self._lost.append(exit.rank)
             self._end(r, "died")
 
     def settle(self, rank: int, verdict: Verdict, why: str = "") -> None:

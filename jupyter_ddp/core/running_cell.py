@@ -90,6 +90,8 @@ class RunningCell:
             self._lookout.note(end)
             if end.verdict == "error" or end.group_broken:
                 self._break_by(now + PEER_FAILED_TIMEOUT_S)
+            if end.doomed:
+                self._members.doom(end.rank, end.doomed)
         return [] if self.waiting or not before else self._conclude(now)
 
     def died(self, event: m.WorkerExited, now: float) -> list[Effect]:
@@ -120,7 +122,7 @@ class RunningCell:
     def _conclude(self, now: float) -> list[Effect]:
         """All have ended it. Where they do not seem to be at the same collective, ask them first."""
         suspect = self._lookout.steps.suspect(len(self._members.ranks))
-        if suspect and not (self.group_broken or self._members.dead):
+        if suspect and not (self.group_broken or self._members.unfit):
             self.deadline = None
             return self._lookout.look(Purpose.STEPS, self._members.alive, now)
         self._be_over()

@@ -136,7 +136,7 @@ class Cluster:
         return self._life.resize(n) if self.running else self.start(n)
 
     def heal(self, source: int | None = None) -> str:
-        """Replace dead ranks by new ones; the others keep every variable. Says what was done, line by line.
+        """Replace dead and doomed ranks; the others keep every variable. Says what was done, line by line.
 
         `source`: a living rank whose variables the new ones get; None: they start with none.
 

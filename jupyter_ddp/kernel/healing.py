@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.topology import named
 
-NOTHING_TO_HEAL = "no rank is dead: there is nothing to heal"
 _MAX_NAMES = 12
 
 

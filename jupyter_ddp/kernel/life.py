@@ -21,12 +21,12 @@ from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.errors import PoolError, UsageError
-from jupyter_ddp.core.healing import COPY_TIMEOUT_S, HEAL_TIMEOUT_S
+from jupyter_ddp.core.healing import COPY_TIMEOUT_S, HEAL_TIMEOUT_S, NOTHING_TO_HEAL
 from jupyter_ddp.core.topology import Plan, default_world_size, make_plan, visible_gpus
 from jupyter_ddp.kernel.exchange import Exchange
-from jupyter_ddp.kernel.healing import NOTHING_TO_HEAL, outcome
+from jupyter_ddp.kernel.healing import outcome
 from jupyter_ddp.kernel.interrupts import InterruptsTo
-from jupyter_ddp.kernel.limits import check_world_size, usable_cores
+from jupyter_ddp.kernel.limits import check_world_size, shared_memory_remark, usable_cores
 from jupyter_ddp.kernel.rendezvous import Rendezvous
 from jupyter_ddp.kernel.torch_import import TorchImport
 from jupyter_ddp.kernel.waiter import WAIT_STEP_S, Waiter, wait_for
@@ -137,6 +137,8 @@ class Life:
         on_progress: OnProgress | None,
     ) -> str:
         plan = self._plan(n, backend, devices)
+        if remark := shared_memory_remark(len(plan.places)):
+            self.announced.append(remark)
         self._run_id = secrets.token_hex(4)  # a new pool never meets the store's keys of an earlier one
         self._come_up(ev.StartRequested(plan, self._surroundings(plan)), on_progress)
         self._n = len(plan.places)
@@ -253,18 +255,18 @@ class Life:
             return _choice(plan)
 
     def heal(self, source: int | None) -> str:
-        """Replace dead ranks; `source` is the rank whose variables the new ones get, if any."""
+        """Replace dead and doomed ranks; `source` is the rank whose variables the new ones get, if any."""
         with self._changing_alone():
             wait_for(self._is_formed, bounds.FORM_TIMEOUT_S)
-            dead, plan = self.pool.dead, self.pool.plan
+            lost, plan = self.pool.unfit, self.pool.plan
             if plan is None:
                 raise PoolError("there is no pool; %ddp start -n 4 starts one")
-            if not dead:
+            if not lost:
                 return NOTHING_TO_HEAL
             self._healed.clear()
             request = ev.HealRequested(self._surroundings(plan), source)
             self._come_up(request, limit_s=HEAL_TIMEOUT_S if source is None else COPY_TIMEOUT_S)
-            return outcome(dead, len(plan.places), source, self._healed)
+            return outcome(lost, len(plan.places), source, self._healed)
 
     def _is_formed(self, timeout_s: float) -> bool:
         """Wait until no group is being formed; True when that is so. A poll will do: it is rarely asked."""

@@ -99,7 +99,7 @@ class DDPMagics(Magics):
             --devices       GPUs of a new pool, as in 1,3, or all
         %ddp            the panel: what each rank is and does, and buttons to act on them
         %ddp status | start [-n N] | stop | restart | resize N | heal [--from RANK] | interrupt
-            heal            replaces dead ranks; --from copies a living rank's variables into them
+            heal            replaces dead and doomed ranks; --from copies a living rank's variables into them
         %ddp where | dump
             where           what each rank does, and who waits for whom; dump: with all stacks
 

@@ -88,13 +88,20 @@ class Roster:
             cell=running.count if running is not None and busy else 0,
             line=history[-1].line if history and busy else 0,
             age_s=self._usage.age_s(rank, now),
-            error=describe_exit(state.exited) if state.exited else self._cells.last_error(rank),
+            error=self._error_of(rank, state),
             usage=history,
         )
+
+    def _error_of(self, rank: int, state: RankState) -> str:
+        if state.exited is not None:
+            return describe_exit(state.exited)
+        return state.doomed or self._cells.last_error(rank)
 
     def _state_of(self, pool: Pool, rank: int, state: RankState) -> str:
         if not state.alive:
             return "dead"
+        if state.doomed:
+            return "doomed"
         if condition := self._conditions.state(rank, state.pid):
             return condition
         if state.generation:

@@ -278,6 +278,8 @@ class Agent:
                 process = RankProcess(place, devices, self._read_buffer)
                 if not order.replaces:
                     self._random_states.pop(place.rank, None)
+                elif place.rank in self._ranks:  # killed, but not reaped yet
+                    self._keep_states(self._ranks[place.rank])
                 states = self._random_states.get(place.rank, b"")
                 process.tell(codec.encode(m.BeginWorker(place, order.surroundings, states)))
                 self._ranks[place.rank] = process
@@ -424,8 +426,7 @@ class Agent:
             self._watch(fd, _ignore, 0)
         if self._ranks.get(process.rank) is process:
             del self._ranks[process.rank]
-            if states := process.random_states.newest():
-                self._random_states[process.rank] = states
+            self._keep_states(process)
         self._processes.discard(process)
         self._busy.discard(process)
         self._stops.forget(process)
@@ -434,6 +435,10 @@ class Agent:
         if not self._processes:
             self._end_orphans()
             self._forkserver.go_on()
+
+    def _keep_states(self, process: RankProcess) -> None:
+        if states := process.random_states.newest():
+            self._random_states[process.rank] = states
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ const COMMANDS = [
   // [what the kernel is asked, label, what is lost, when it makes sense]
   ["interrupt", "Interrupt", "", (s) => s.running],
   ["where", "Where", "", (s) => s.pool],
-  ["heal", "Heal", "", (s) => s.dead.length > 0],
+  ["heal", "Heal", "", (s) => s.lost.length > 0],
   ["restart", "Restart", "every rank's variables", (s) => s.pool],
   ["stop", "Stop", "every rank's variables", (s) => s.pool],
 ];

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from jupyter_ddp.core.doomed import verb
 from jupyter_ddp.core.messages import RankUsage
 from jupyter_ddp.core.topology import named
 
@@ -19,6 +20,7 @@ GLYPHS = {
     "running": "▶",
     "stopped": "⏸",
     "dead": "☠",
+    "doomed": "⚠",
 }
 """A state's sign, so that none is told by colour alone."""
 CLOSED = "this panel was closed together with its cluster; %ddp opens a new one"
@@ -56,18 +58,27 @@ def panel_state(ranks: Sequence[PanelRank], backend: str, phase: str) -> dict[st
         "title": title(ranks, backend, phase),
         "pool": bool(ranks),
         "running": any(r.state == "running" for r in ranks),
-        "dead": [r.rank for r in ranks if r.state == "dead"],
+        "lost": [r.rank for r in ranks if r.state in ("dead", "doomed")],
         "ranks": [_row(r) for r in ranks],
     }
 
 
 def title(ranks: Sequence[PanelRank], backend: str, phase: str) -> str:
-    """The panel's first line: how many ranks there are, and what is to be done for the dead."""
+    """The panel's first line: how many ranks there are, and what is to be done for the lost."""
     if not ranks:
         return NO_POOL
     count = f"{len(ranks)} rank{'s' if len(ranks) != 1 else ''}"
+    lost = lost_words(ranks, "–")
+    return f"{count} · {backend} · " + (f"{lost}: Heal, or %ddp heal" if lost else phase)
+
+
+def lost_words(ranks: Sequence[PanelRank], dash: str) -> str:
+    """ "rank 1 died, ranks 2-3 are doomed"; "" when all ranks take cells."""
     dead = [r.rank for r in ranks if r.state == "dead"]
-    return f"{count} · {backend} · " + (f"{named(dead)} died: Heal, or %ddp heal" if dead else phase)
+    doomed = [r.rank for r in ranks if r.state == "doomed"]
+    words = [f"{named(dead, dash)} died"] if dead else []
+    words += [f"{named(doomed, dash)} {verb(doomed)} doomed"] if doomed else []
+    return ", ".join(words)
 
 
 def _row(r: PanelRank) -> dict[str, Any]:

@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from html import escape
 from typing import Protocol
 
-from jupyter_ddp.core.topology import named
-from jupyter_ddp.view.panel import NO_POOL, PanelRank, duration, memory_words, place_words, state_word, title
+from jupyter_ddp.view.panel import (
+    NO_POOL,
+    PanelRank,
+    duration,
+    lost_words,
+    memory_words,
+    place_words,
+    state_word,
+    title,
+)
 from jupyter_ddp.view.wording import one_line
 
 _CHIPS = 32
@@ -84,8 +92,8 @@ def _text(ranks: Sequence[PanelRank], backend: str, phase: str, columns: dict[st
         if last:
             cells[-1] = row[-1]
         lines.append("  ".join(cells).rstrip())
-    dead = [r.rank for r in ranks if r.state == "dead"]
-    state = f"{named(dead, '-')} died: %ddp heal" if dead else phase
+    lost = lost_words(ranks, "-")
+    state = f"{lost}: %ddp heal" if lost else phase
     return "\n".join([f"{len(ranks)} rank{'s' if len(ranks) != 1 else ''}, {backend}, {state}", *lines])
 
 

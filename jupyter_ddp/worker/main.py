@@ -25,6 +25,7 @@ from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.crash import CRASH_OFFSET_BYTES
 from jupyter_ddp.core.journal import PAGE_BYTES, Journal
 from jupyter_ddp.core.kept_states import SHARED_BYTES, KeptStates
+from jupyter_ddp.worker.accelerator import Accelerator
 from jupyter_ddp.worker.adoption import Adoption
 from jupyter_ddp.worker.checked_collectives import CheckedCollectives, CollectiveMismatch
 from jupyter_ddp.worker.collectives import Collectives
@@ -144,6 +145,7 @@ class Worker:
         self._collectives = Collectives(is_cell_file)
         self._collectives.install()
         self._control = ControlThread(control, outbox, journal, self._group, is_cell_file, self._collectives)
+        self._accelerator = Accelerator(begin.place.device)
         self._seed(begin.surroundings.seed + begin.place.rank)
         self._random = RandomStates(kept, seeded=True)
         if begin.random_states:
@@ -240,6 +242,7 @@ class Worker:
         started = time.monotonic()
         verdict, error = self._run_guarded(order)
         duration_s = time.monotonic() - started
+        doomed = self._accelerator.doom(error) if error is not None else ""
         self._control.watch(False)
         self._adoption.restore()
         self._streams.install()
@@ -247,15 +250,17 @@ class Worker:
         counts, unfinished = self._collectives.report()
         self._outbox.say(
             m.CellFinished,
-            verdict=verdict,
+            verdict="error" if doomed else verdict,
             duration_s=duration_s,
             group_broken=self._group.broken,
             error=error,
             counts=counts,
             unfinished=unfinished,
+            doomed=doomed,
         )
         os.sched_yield()  # to ranks that share this core and are still at it
-        self._random.keep()  # now that nobody waits for it
+        if not doomed:  # asking it for its generator's state would raise
+            self._random.keep()  # now that nobody waits for it
 
     def _run_guarded(self, order: m.RunCell) -> tuple[str, m.CellError | None]:
         error: m.CellError | None = None

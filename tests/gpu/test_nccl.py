@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jupyter_ddp import Cluster
+from jupyter_ddp import Cluster, PoolError
 
 torch = pytest.importorskip("torch")
 
@@ -74,3 +74,42 @@ def test_a_group_that_was_broken_is_formed_again(one_rank: Cluster) -> None:
     assert after[0].value is not None
     assert after[0].value.text == "[0, 1, 2]"
     assert one_rank.status()[0].pid == before
+
+
+def test_a_device_side_assert_dooms_the_rank_and_a_heal_replaces_it(one_rank: Cluster) -> None:
+    """The GPU, the cause and a line are named; the next cell is refused; the new rank computes."""
+    one_rank.run("x = torch.ones(1, device=device)")
+    failed = one_rank.run(
+        "table = torch.zeros(4, device=device)\n"
+        "table[torch.tensor([9], device=device)]\n"
+        "torch.cuda.synchronize()",
+        check=False,
+    )
+    assert failed[0].verdict == "error"
+    (notice,) = [note for note in failed[0].notices if "doomed" in note]
+    assert notice.startswith("rank 0 is doomed: cuda:0 (")
+    assert "CUDA error" in notice
+    assert "(line " in notice
+    before = one_rank.status()[0]
+    assert before.state == "doomed"
+    with pytest.raises(PoolError, match="rank 0 is doomed: cuda:0"):
+        one_rank.run("pass")
+    assert one_rank.heal() == "rank 0 replaced"
+    assert one_rank.status()[0].pid != before.pid
+    after = one_rank.run("t = torch.ones(1, device=device); dist.all_reduce(t); t.item()")
+    assert after[0].value is not None
+    assert after[0].value.text == "1.0"
+
+
+def test_out_of_memory_dooms_nobody(one_rank: Cluster) -> None:
+    """The GPU works, and the memory of the failed cell is free for the next."""
+    free = "torch.cuda.mem_get_info()[0]"
+    failed = one_rank.run(
+        f"kept = torch.empty({free} // 2, dtype=torch.uint8, device=device)\n"
+        f"del kept; torch.empty(4 * {free}, dtype=torch.uint8, device=device)",
+        check=False,
+    )
+    assert failed[0].error is not None
+    assert failed[0].error.ename == "OutOfMemoryError"
+    assert one_rank.status()[0].state == "idle"
+    assert one_rank.run("torch.ones(1, device=device).item()").ok

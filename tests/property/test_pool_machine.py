@@ -47,6 +47,12 @@ class Process:
         self.unkillable = False
         self.deaf = False  # hangs in its exit functions
         self.birth_heard = self.exit_heard = False
+        self.without_gpu = False  # it has said that its accelerator is lost to it
+
+    @property
+    def unfit(self) -> bool:
+        """As far as the pool knows."""
+        return self.exit_heard or self.without_gpu
 
     def __repr__(self) -> str:
         return f"<rank {self.rank}, pid {self.pid}>"
@@ -122,7 +128,7 @@ class Judge:
         if starts:
             accepted = phase is p.Phase.STOPPED
         else:
-            accepted = phase is p.Phase.READY and not any(q.exit_heard for q in self.members.values())
+            accepted = phase is p.Phase.READY and not any(q.unfit for q in self.members.values())
         if not accepted:
             return
         self.request = event
@@ -132,12 +138,14 @@ class Judge:
         self.launches_due = n if starts else max(0, n - self.wanted)
 
     def _hear_end(self, end: m.CellFinished) -> None:
-        self.replies.setdefault((end.cell, end.rank), end.verdict)
         its = self.running is not None and end.cell == self.running.cell
+        if its and end.doomed and (end.cell, end.rank) not in self.replies:
+            self.members[end.rank].without_gpu = True
+        self.replies.setdefault((end.cell, end.rank), end.verdict)
         self.broken |= end.group_broken and its
 
     def _hear_heal(self, event: ev.HealRequested, phase: p.Phase) -> None:
-        dead = {r for r, q in self.members.items() if q.exit_heard}
+        dead = {r for r, q in self.members.items() if q.unfit}
         if (
             phase is p.Phase.READY
             and dead
@@ -186,7 +194,7 @@ class Judge:
                 for place in places:
                     if replaces:
                         self.replaced[place.rank] = self.members[place.rank]
-                        assert self.members[place.rank].exit_heard, "a living rank was replaced"
+                        assert self.members[place.rank].unfit, "a rank that is well was replaced"
                     self.members[place.rank] = Process(place.rank)
             case m.Tell(ranks, m.RunCell() as run):
                 asked = self.cells[run.cell]
@@ -195,7 +203,7 @@ class Judge:
                 assert tuple(ranks) == asked.targets
                 assert len(self.members) == self.wanted, "not at the wanted world size"
                 assert run.members == (() if len(ranks) == self.wanted else asked.targets)
-                assert not any(self.members[r].exit_heard for r in ranks), "sent to a dead rank"
+                assert not any(self.members[r].unfit for r in ranks), "sent to a dead or doomed rank"
                 self.running, self.presses, self.broken, self.stuck = asked, 0, False, False
                 self.announced = {}
                 self.due = self.world.now + asked.timeout_s if asked.timeout_s else None
@@ -221,12 +229,14 @@ class Judge:
         assert all(form.source == (-1 if source is None else source) for form in forms)
         self.generation = max([self.generation, *(form.generation for form in forms)])
         if self.world.pool.phase in (p.Phase.READY, p.Phase.FORMING) and any(_ended(e) for e in effects):
-            dead = [q for q in self.members.values() if q.exit_heard]
-            assert bool(forms) == (self.broken and not dead)
+            unfit = [q for q in self.members.values() if q.unfit]
+            assert bool(forms) == (self.broken and not unfit)
 
     def _may_be_killed(self, rank: int) -> bool:
         process = self.members.get(rank)
         if process is None or process.exit_heard or not process.confirmed or self.stops_open:
+            return True
+        if process.without_gpu and isinstance(self.request, ev.HealRequested):
             return True
         if self.running is None or self.presses < 3 or rank not in self.running.targets:
             return False
@@ -477,7 +487,16 @@ class World:
         verdict: Any = ("ok", "ok", "error", "interrupted")[choice % 4]
         counts = (m.GroupCount("0", (), choice // 32),) if choice & 16 else ()
         finished = m.CellFinished(
-            process.rank, 1, process.doing.cell, 0, verdict, 0.1, process.broken, None, counts, choice > 60
+            rank=process.rank,
+            generation=1,
+            cell=process.doing.cell,
+            seq=0,
+            verdict=verdict,
+            duration_s=0.1,
+            group_broken=process.broken,
+            counts=counts,
+            unfinished=choice > 60,
+            doomed="cuda:0: lost" if verdict == "error" and choice & 8 else "",
         )
         process.doing = None
         self.said.append((finished, process))

@@ -53,6 +53,7 @@ SAMPLES: list[m.Message] = [
         *FROM, verdict="ok", duration_s=0.5, counts=(m.GroupCount("0", (0, 2), 7),), unfinished=True
     ),
     m.GoodEnds(4, (m.CellFinished(*FROM, verdict="ok", duration_s=0.5),)),
+    m.CellFinished(*FROM, verdict="error", duration_s=0.5, doomed="cuda:1: no longer there (line 2)"),
     m.RankSeen(
         *FROM,
         look=-3,

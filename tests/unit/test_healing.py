@@ -90,7 +90,7 @@ def test_what_cannot_be_healed() -> None:
     desk = Desk()
     assert "%ddp start" in only(heal(desk), ev.StartFinished).error
     desk.come_up(2)
-    assert heal(desk) == [ev.StartFinished("no rank is dead: there is nothing to heal")]
+    assert heal(desk) == [ev.StartFinished("no rank is dead or doomed: there is nothing to heal")]
     desk.run(0, 1)
     assert only(heal(desk), ev.StartFinished).error.startswith("the pool is running")
 
@@ -166,8 +166,8 @@ def test_the_words_that_survive() -> None:
 def test_words_where_nobody_is_left() -> None:
     """Without a living rank, none is named; several dead ranks are spoken of as such."""
     assert healing.way_on(()) == "%ddp heal, which replaces the dead"
-    words = "--from 0: rank 0 is dead; no rank is alive: leave it out"
-    assert healing.refusal("ready", (0, 1), (), 0) == words
+    words = "--from 0: rank 0 is dead; no rank is left: leave it out"
+    assert healing.refusal("ready", (0, 1), (), (), 0) == words
     assert healing.Healing((0, 1), None, 1).failed("so") == "ranks 0-1 were not replaced: so"
     assert healing.Healing((1,), None, 1).failed("so") == "rank 1 was not replaced: so"
 

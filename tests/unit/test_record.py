@@ -429,3 +429,20 @@ def test_what_ended_once_does_not_end_otherwise() -> None:
     record.fold(m.CellFinished(0, 1, 1, 0, "error", 0.1, error=error))
     record.fold(m.CellFinished(0, 1, 1, 1, "ok", 0.2))
     assert (record[0].verdict, record[0].error, record[0].duration_s) == ("error", error, 0.1)
+
+
+def test_a_rank_that_is_doomed_is_said_to_be_so_once() -> None:
+    """A notice names device, cause and line; the one line of the failure ends with the way on."""
+    cell = CellRecord(1, range(2))
+    why = "cuda:1 (H200): CUDA error: device-side assert triggered (line 2)"
+    error = m.CellError("AcceleratorError", "CUDA error: device-side assert triggered", 2, [])
+    cell.fold(m.CellFinished(1, 1, 1, 0, "error", 0.1, error=error, doomed=why))
+    cell.fold(m.CellFinished(0, 1, 1, 0, "ok", 0.1))
+    assert cell[1].notices == [
+        f"rank 1 is doomed: {why}; its process runs no more cells, and %ddp heal replaces it"
+    ]
+    assert not cell[0].notices
+    assert cell.summary() == (
+        "rank 1: AcceleratorError: CUDA error: device-side assert triggered (line 2); "
+        "%ddp heal replaces rank 1, the others keep their variables"
+    )

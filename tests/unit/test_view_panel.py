@@ -55,11 +55,22 @@ def test_a_dead_rank_has_its_reason_and_no_figures() -> None:
     """What a dead process used last is no news; the title names the way on."""
     dead = status(1, "dead", error="killed by SIGKILL", usage=(usage(1),))
     state = panel_state([status(0), dead], "gloo", "ready")
-    assert state["dead"] == [1]
+    assert state["lost"] == [1]
     assert "rank 1 died" in state["title"]
     assert "heal" in state["title"].lower()
     row = state["ranks"][1]
     assert (row["glyph"], row["error"], row["memory"], row["use"]) == ("☠", "killed by SIGKILL", "", "")
+
+
+def test_a_doomed_rank_is_to_be_healed_too() -> None:
+    """It has a sign of its own and its reason, and what its process still uses."""
+    doomed = status(1, "doomed", error="cuda:1: CUDA error: device-side assert triggered", usage=(usage(1),))
+    state = panel_state([status(0), doomed, status(2, "dead")], "nccl", "ready")
+    assert state["lost"] == [1, 2]
+    assert state["title"] == "3 ranks · nccl · rank 2 died, rank 1 is doomed: Heal, or %ddp heal"
+    row = state["ranks"][1]
+    assert (row["glyph"], row["state"], row["memory"]) == ("⚠", "doomed", "33 MiB")
+    assert "device-side assert" in row["error"]
 
 
 def test_a_stopped_process_is_not_dead() -> None:
