@@ -11,6 +11,9 @@ const MIN_KEPT = 100; // of one rank
 const MAX_KEPT = 2000;
 const MAX_SEGMENTS = 200; // of one rank
 const ASKED_AFTER_MS = 200; // that a rank is looked at: the notebook kernel tells more of it then
+const OUTLIVED_AFTER_MS = 3000; // of the cell's end: by then a page that was there all the time has the static page
+const OUTLIVED =
+  "the cell has ended; this page was loaded while it ran, so the notebook's file does not have its output: run it again for that";
 const SETTLED_MS = 120; // after which an unfinished line is shown
 const CHUNK = 100; // lines of one block, which the browser lays out when it comes into sight
 const ROWS = 24; // in the body, when several groups share it
@@ -332,6 +335,7 @@ class Store {
 
   setStates(states) {
     this.counts = {};
+    if (!states.running) this.ended ??= performance.now();
     for (const [state, spans] of Object.entries(states)) {
       const ranks = unspan(spans);
       this.counts[state] = ranks.length;
@@ -628,7 +632,13 @@ class View {
   }
 
   tick() {
-    if (!this.store.counts.running && this.clock.textContent) return; // the cell has ended
+    if (!this.store.counts.running && this.clock.textContent) { // the cell has ended
+      if (!this.outlived && performance.now() - this.store.ended > OUTLIVED_AFTER_MS) {
+        this.outlived = true; // and no static page has come: this page does not hear of it
+        this.draw();
+      }
+      return;
+    }
     const seconds = Math.floor((performance.now() - this.store.began) / 1000);
     const text = seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
     this.clock.textContent = this.store.gone ? "ended" : text;
@@ -702,9 +712,22 @@ class View {
     this.readFilter();
     this.drawTabs();
     this.drawCounts();
-    const notes = this.store.notes.join("\n") + (this.store.gone ? "\nthe notebook kernel does not answer any more" : "");
-    if (this.notes.textContent !== notes.trim()) this.notes.textContent = notes.trim();
+    this.drawNotes();
     if (!this.isSelecting()) this.drawBody();
+  }
+
+  drawNotes() {
+    const notes = [...this.store.notes];
+    if (this.store.gone) notes.push("the notebook kernel does not answer any more");
+    else if (this.outlived) notes.push(OUTLIVED);
+    const key = notes.join("\n");
+    if (key === this.noted) return;
+    this.noted = key;
+    this.notes.replaceChildren(...notes.map((note) => {
+      const row = element("div", "jddp-note", note);
+      row.classList.toggle("jddp-urgent", /^waiting:|^ranks? [\d,-]+ died:/.test(note));
+      return row;
+    }));
   }
 
   // Text that somebody is about to copy stays as it is.

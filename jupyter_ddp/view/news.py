@@ -20,7 +20,9 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from jupyter_ddp.core.healing import what_survives
 from jupyter_ddp.core.record import CellRecord, RankRecord, RankSnapshot, Snapshot
+from jupyter_ddp.core.topology import named
 from jupyter_ddp.core.transcript import NewRich, News, NewText, Position
 from jupyter_ddp.view import wording
 from jupyter_ddp.view.alike import Shown, partition
@@ -274,10 +276,15 @@ def _without_output(r: RankRecord) -> RankSnapshot:
 
 
 def _notes(record: CellRecord) -> list[str]:
-    if not (record.held_up or record.announced or any(r.notices for r in record)):
+    dead = [r.rank for r in record if r.verdict == "died"]
+    if not (dead or record.held_up or record.announced or any(r.notices for r in record)):
         return []
     ranks = [_without_output(r) for r in record]
-    return wording.notes(Snapshot(ranks, record.held_up, tuple(record.announced)), live=True)
+    found = wording.notes(Snapshot(ranks, record.held_up, tuple(record.announced)), live=True)
+    if dead:  # the static page leaves that to the error's line, which is not there yet
+        alive = [r.rank for r in record if r.verdict != "died"]
+        found.insert(0, f"{named(dead, '-')} died: {what_survives(dead, alive)}")
+    return found
 
 
 # -- cutting ---------------------------------------------------------------------------------------

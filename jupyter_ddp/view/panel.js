@@ -155,7 +155,11 @@ function render({ model, el }) {
     lost("");
   }
 
-  const restarted = () => lost("the notebook kernel was restarted or has ended; %ddp opens a new panel");
+  function restarted() {
+    clearTimeout(silence);
+    lost("the notebook kernel was restarted or has ended; %ddp opens a new panel");
+  }
+
   model.on("change:state", hear);
   model.on("change:answer", answer);
   model.on("comm_live_update", restarted);

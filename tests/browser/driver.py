@@ -194,6 +194,14 @@ class NotebookPage:
         """Press the toolbar's square."""
         self.page.locator('.jp-NotebookPanel-toolbar [data-jp-item-name="interrupt"]').first.click()
 
+    def theme(self, name: str) -> None:
+        """Choose a theme from the settings menu."""
+        self.page.get_by_role("menuitem", name="Settings", exact=True).click()
+        self.page.get_by_role("menuitem", name="Theme", exact=True).hover()
+        self.page.get_by_role("menuitem", name=name, exact=True).click()
+        is_light = str("Light" in name).lower()
+        self.page.locator(f"body[data-jp-theme-light={is_light}]").wait_for(timeout=10_000)
+
     def save(self) -> nbformat.NotebookNode:
         """Save with the keyboard; give the file."""
         before = self._file.stat().st_mtime_ns

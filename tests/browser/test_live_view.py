@@ -68,7 +68,26 @@ drawing = "<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>ale
 display({{"image/svg+xml": drawing}}, raw=True)
 print("all was shown"){UNTIL_GO}
 raise type("<img src=x onerror=alert(1)>", (Exception,), {{}})("<script>alert(1)</script>")"""
-CELLS = [START, STREAMS, SAME, BARS, RICH, BLOCKED, HOSTILE]
+HANG = f"""\
+%%ddp
+kept = 1.0
+print("on the way")
+if rank == 1:
+    {UNTIL_GO.strip().replace(chr(10), chr(10) + "    ")}
+dist.barrier()"""
+DEATH = f"""\
+%%ddp
+import os, signal
+print("the last words" if rank == 3 else "alive", flush=True)
+if rank == 3:
+    os.kill(os.getpid(), signal.SIGKILL){UNTIL_GO}"""
+HEAL = "%ddp heal"
+AFTER = """\
+%%ddp
+t = torch.tensor([1.0 if rank == 3 else kept])
+dist.all_reduce(t)
+print("sum", t.item())"""
+CELLS = [START, STREAMS, SAME, BARS, RICH, BLOCKED, HOSTILE, HANG, DEATH, HEAL, AFTER]
 
 
 @pytest.fixture(scope="module")
@@ -295,25 +314,79 @@ def test_a_page_that_is_loaded_again_goes_on(
     expect(live.tabs.nth(1)).to_have_attribute("aria-label", "rank 0: ok", timeout=10_000)
     live.tab(0)
     live.sees("step 20 of rank 0")
+    expect(live.root.locator(".jddp-note")).to_contain_text("the cell has ended", timeout=10_000)
+    last = live.body.locator(".jddp-l").last.inner_text()
+    lab.page.reload()
+    lab.ready()
+    live = Live(lab, cell)
+    assert [text[0] for text in live.tabs.all_inner_texts()[1:]] == ["✓"] * 4
+    live.tab(0)
+    live.sees(last)
+    go = CELLS.index(SAME)
+    for _ in range(3):  # views of cells that have ended are not kept for ever
+        lab.run(go)
+    assert live.tabs.nth(1).inner_text() == "✓0"
+    live.tab(0)
+    live.sees(last)
     lab.errors.clear()  # what the application itself says while it loads
 
 
-def test_the_dark_theme(browser: BrowserContext, tmp_path: Path) -> None:
-    """Text and its background come from the theme, and can be told apart."""
-    with JupyterServer(tmp_path, "JupyterLab Dark") as server:
-        write_notebook(server.root / "dark.ipynb", [START, STREAMS])
-        page = NotebookPage(browser, server, "lab", "dark.ipynb")
-        page.run(0, 60)
-        page.start(1)
-        live = Live(page, 1)
-        live.sees("of rank 3")
-        colours = "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+def test_a_hang_is_explained_and_can_be_interrupted(lab: NotebookPage) -> None:
+    """After 10 s without a click: who waits where, and for whom. The square frees them; variables stay."""
+    cell = CELLS.index(HANG)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("on the way")
+    note = live.root.locator(".jddp-note.jddp-urgent")
+    expect(note).to_contain_text("waiting: rank 1 has not entered barrier", timeout=25_000)
+    expect(note).to_contain_text("ranks 0, 2, 3 wait for it")
+    expect(note).to_contain_text("(line 8)")
+    assert live.root.get_by_role("status").filter(has_text="waiting").count() == 1  # it is read out
+    assert lab.runs(cell)
+    lab.interrupt()
+    lab.wait(cell, 10)
+    assert "RankError: rank 1: interrupted (line" in lab.text(cell)
+    assert "waiting: " not in lab.text(cell)
+    lab.run(CELLS.index(AFTER))
+    assert "sum 4.0" in lab.text(CELLS.index(AFTER))
+
+
+def test_a_dead_rank_is_seen_at_once(server: JupyterServer, lab: NotebookPage) -> None:
+    """While the others go on: which rank, why, its last words, what survived and what helps. It does help."""
+    cell = CELLS.index(DEATH)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("killed by SIGKILL")
+    assert live.tabs.all_inner_texts()[1:] == ["…0", "…1", "…2", "☠3"]
+    first = live.body.locator("section").first
+    assert first.get_attribute("aria-label").startswith("☠ rank 3 · died: killed by SIGKILL")
+    expect(first).to_contain_text("the last words")
+    expect(live.root.locator(".jddp-note.jddp-urgent")).to_have_text(
+        "rank 3 died: ranks 0-2 keep all variables; %ddp heal replaces rank 3"
+    )
+    assert lab.runs(cell)
+    (server.root / "go").touch()
+    lab.wait(cell, 10)
+    assert "RankError: rank 3: killed by SIGKILL" in lab.text(cell)
+    assert "%ddp heal replaces rank 3" in lab.text(cell)
+    lab.run(CELLS.index(HEAL))
+    assert "rank 3 replaced" in lab.text(CELLS.index(HEAL))
+    lab.run(CELLS.index(AFTER))
+    assert "sum 4.0" in lab.text(CELLS.index(AFTER))
+
+
+def test_the_dark_theme(lab: NotebookPage) -> None:
+    """Text and its background come from the theme, and can be told apart; so can a failed rank."""
+    cell = CELLS.index(STREAMS)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("of rank 3")
+    colours = "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+    for theme, dark in (("JupyterLab Dark", True), ("JupyterLab Light", False)):
+        lab.theme(theme)
         text, background = (_luma(colour) for colour in live.root.evaluate(colours))
-        assert text > 150
-        assert background < 60
-        (server.root / "go").touch()
-        page.wait(1)
-        page.close()
+        assert (text > 150, background < 60) == (dark, dark)
+        assert (text < 60, background > 200) == (not dark, not dark)
 
 
 def _luma(colour: str) -> float:

@@ -181,6 +181,16 @@ def test_notes_come_and_go() -> None:
     assert message["notes"] == []
 
 
+def test_a_dead_rank_comes_with_the_remedy() -> None:
+    """What survived and what to type is told while the others still run, before there is an error's line."""
+    record = CellRecord(1, range(3))
+    reader = NewsReader(record)
+    record.die(m.WorkerExited(1, 1, 9, 1, 3, "", 0))
+    message = reader.read(ROOM, ROOM)
+    assert message is not None
+    assert message["notes"] == ["rank 1 died: ranks 0,2 keep all variables; %ddp heal replaces rank 1"]
+
+
 def test_a_cleared_display_is_said_to_be() -> None:
     """clear_output() reaches the browser, with what came after it."""
     record = CellRecord(1, range(1))
