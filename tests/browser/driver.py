@@ -196,11 +196,12 @@ class NotebookPage:
 
     def theme(self, name: str) -> None:
         """Choose a theme from the settings menu."""
-        self.page.get_by_role("menuitem", name="Settings", exact=True).click()
-        self.page.get_by_role("menuitem", name="Theme", exact=True).hover()
-        self.page.get_by_role("menuitem", name=name, exact=True).click()
+        self.page.locator(".lm-MenuBar-item", has_text="Settings").click()
+        item = self.page.locator(".lm-Menu-item")
+        item.filter(has_text=re.compile(r"^Theme\s*$")).hover()
+        item.filter(has_text=re.compile(rf"^{name}\s*$")).click()
         is_light = str("Light" in name).lower()
-        self.page.locator(f"body[data-jp-theme-light={is_light}]").wait_for(timeout=10_000)
+        self.page.locator(f"body[data-jp-theme-light={is_light}]").wait_for(state="attached", timeout=10_000)
 
     def save(self) -> nbformat.NotebookNode:
         """Save with the keyboard; give the file."""
