@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from IPython.core.getipython import get_ipython
 
+_OF_JUPYTER_CLIENT = re.compile(r"[0-9a-f-]+_\d+_\d+", re.IGNORECASE)
+"""A message id that Python's Session made (session, process, number). A browser's is a UUID."""
+
 
 def request() -> dict[str, Any]:
     """The content of its request; empty where there is no notebook kernel."""
-    kernel = getattr(get_ipython(), "kernel", None)
-    content = {} if kernel is None else kernel.get_parent().get("content", {})
+    content = _parent().get("content", {})
     return content if isinstance(content, dict) else {}
 
 
 def is_terminal() -> bool:
-    """IPython without a notebook kernel: what was printed stands there, and can be read at once."""
+    """IPython by itself, or jupyter console: what was printed stands there, and can be read at once."""
     shell = get_ipython()
-    return shell is not None and getattr(shell, "kernel", None) is None
+    if shell is None or getattr(shell, "kernel", None) is None:
+        return shell is not None
+    return bool(request().get("allow_stdin", False)) and _is_console()
 
 
 def somebody_watches(asked: dict[str, Any] | None = None) -> bool:
-    """A front end that can answer questions has somebody before it, who can watch and click."""
-    return bool((request() if asked is None else asked).get("allow_stdin", False))
+    """There is somebody before the front end, who can watch and click, and it can redraw what it shows.
+
+    One that can answer questions has somebody before it. A terminal is written to once: jupyter console
+    ignores changes of a display, and would be left with what was there first.
+    """
+    return bool((request() if asked is None else asked).get("allow_stdin", False)) and not _is_console()
+
+
+def _is_console() -> bool:
+    """It talks through jupyter_client, and of no cell: JupyterLab's requests and VS Code's name theirs."""
+    parent = _parent()
+    if "cellId" in (parent.get("metadata") or {}):
+        return False
+    return _OF_JUPYTER_CLIENT.fullmatch(str((parent.get("header") or {}).get("msg_id", ""))) is not None
+
+
+def _parent() -> dict[str, Any]:
+    """The request as it came; empty where there is no notebook kernel."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    parent = {} if kernel is None else kernel.get_parent()
+    return parent if isinstance(parent, dict) else {}

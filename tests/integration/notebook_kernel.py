@@ -227,6 +227,7 @@ class NotebookKernel:
 
     def send(self, code: str, **request: Any) -> Cell:
         """Have a cell executed, and do not wait."""
+        self.client.session.metadata = {"cellId": "a cell"} if self.live else {}
         cell = Cell(self.client.execute(code, allow_stdin=self.live, stop_on_error=False, **request))
         self._cells[cell.msg_id] = cell
         return cell

@@ -184,6 +184,27 @@ def test_live_ends_as_the_static_page(lab: NotebookKernel) -> None:
     (lab.folder / "go on").unlink()
 
 
+COLAB = """\
+import sys, types
+colab = types.ModuleType("google.colab.output")
+colab.calls = []
+colab.enable_custom_widget_manager = lambda: colab.calls.append("enabled")
+colab._widgets = types.SimpleNamespace(_installed_url="https://colab/manager.js")
+sys.modules["google.colab.output"] = colab"""
+
+
+def test_colab_is_told_where_widgets_come_from(lab: NotebookKernel) -> None:
+    """Colab shows no third-party widget before its custom widget manager is enabled; what it asks for, it gets."""
+    lab.good(COLAB)
+    cell = lab.good("%%ddp\nimport time\nprint('shown', flush=True)\ntime.sleep(0.5)")
+    lab.good("assert 'enabled' in colab.calls, colab.calls\ndel sys.modules['google.colab.output']")
+    shown = next(m for _, m in cell.messages if m["msg_type"] == "display_data")["content"]
+    manager = {"url": "https://colab/manager.js"}
+    asked = {"application/vnd.jupyter.widget-view+json": {"colab": {"custom_widget_manager": manager}}}
+    assert shown["metadata"] == asked
+    assert cell.outputs[0]["metadata"] == {}
+
+
 def test_at_most_ten_updates_a_second(lab: NotebookKernel) -> None:
     """However much the ranks print, the front end hears of it at most ten times in any second."""
     cell = lab.good(
