@@ -194,7 +194,7 @@ sys.modules["google.colab.output"] = colab"""
 
 
 def test_colab_is_told_where_widgets_come_from(lab: NotebookKernel) -> None:
-    """Colab shows no third-party widget before its custom widget manager is enabled; what it asks for, it gets."""
+    """Its custom widget manager is enabled, and the output says where that is."""
     lab.good(COLAB)
     cell = lab.good("%%ddp\nimport time\nprint('shown', flush=True)\ntime.sleep(0.5)")
     lab.good("assert 'enabled' in colab.calls, colab.calls\ndel sys.modules['google.colab.output']")

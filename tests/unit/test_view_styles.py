@@ -29,6 +29,5 @@ def test_a_background_never_comes_without_a_text_colour(where: str, style: str) 
 def test_nothing_is_fetched() -> None:
     """No sheet and no script refers to anything outside."""
     for name in ("live.css", "panel.css", "live.js", "panel.js"):
-        source = files("jupyter_ddp.view").joinpath(name).read_text("utf-8")
-        links = set(re.findall(r"https?://[^\"'` )]+|@import|url\(", source))
+        links = set(re.findall(r"https?://[^\"'` )]+|@import|url\(", source(name)))
         assert links <= {"http://www.w3.org/2000/svg"}, name
