@@ -9,9 +9,12 @@ import pytest
 
 from jupyter_ddp.view.page import _STYLES
 
-SHEETS = {
-    name: files("jupyter_ddp.view").joinpath(name).read_text("utf-8") for name in ("live.css", "panel.css")
-}
+
+def source(name: str) -> str:
+    return files("jupyter_ddp.view").joinpath(name).read_text("utf-8")
+
+
+SHEETS = {name: source(name) for name in ("live.css", "panel.css")}
 RULES = [
     (f"{name}: {selector.strip()}", body)
     for name, sheet in SHEETS.items()
