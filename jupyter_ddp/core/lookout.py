@@ -38,13 +38,13 @@ class Findings(Struct, frozen=True):
     """What a look has brought, for each purpose that it had."""
 
     purposes: frozenset[Purpose]
-    hang: Explanation | None = None
-    unheard: str = ""
+    hang: Explanation | None
+    unheard: str
     """Who does not hear an interrupt, in words."""
-    out_of_step: str = ""
-    certain: bool = True
+    out_of_step: str
+    certain: bool
     """Every rank has answered."""
-    blocked: bool = False
+    blocked: bool
     """A rank waits for one that has failed, or a rank that was not heard of may do so."""
 
 
@@ -71,7 +71,7 @@ class Lookout:
     def end_cell(self, *, in_step: bool = False) -> None:
         """What was seen of a cell goes with it. `in_step`: a look has shown that its ranks are."""
         self.steps.settle(in_step)
-        if self._looked is not None or self._stuck:
+        if self._looked is not None:  # as it is where a rank was stuck
             self._forget()
 
     def note(self, finished: m.CellFinished) -> None:

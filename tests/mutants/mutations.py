@@ -55,11 +55,19 @@ def _inert(tree: ast.Module) -> set[ast.AST]:
     for node in ast.walk(tree):
         if isinstance(node, ast.AnnAssign):
             found |= set(ast.walk(node.annotation))  # never evaluated: `from __future__ import annotations`
+        elif isinstance(node, ast.arg | ast.FunctionDef) and (note := _annotation(node)) is not None:
+            found |= set(ast.walk(note))
+        elif isinstance(node, ast.ClassDef):
+            found |= {part for keyword in node.keywords for part in ast.walk(keyword)}  # frozen=True
         elif isinstance(node, ast.Return) and isinstance(node.value, ast.List) and not node.value.elts:
             found.add(node)
         elif isinstance(node, ast.Expr) and ast.unparse(node).startswith("assert_never"):
             found |= set(ast.walk(node))
     return found
+
+
+def _annotation(node: ast.arg | ast.FunctionDef) -> ast.expr | None:
+    return node.annotation if isinstance(node, ast.arg) else node.returns
 
 
 def _changes(node: ast.AST) -> Iterator[ast.AST | None]:

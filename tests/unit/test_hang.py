@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.core.hang import explain, needs, unheard
+from jupyter_ddp.core.hang import doing, explain, needs, unheard
 from jupyter_ddp.core.steps import Sight, Steps, listed, out_of_step
 
 
@@ -173,3 +173,151 @@ def test_counts_are_compared_among_members_only() -> None:
     for rank in (0, 2):
         steps.note(finished(rank, 3, "1", (0, 2)))
     assert not steps.suspect(4)
+
+
+def test_a_rank_without_a_count_has_entered_none() -> None:
+    """One collective is enough to be out of step."""
+    steps = Steps(1)
+    steps.note(finished(0, 1))
+    steps.note(finished(1, 0))
+    assert steps.suspect(2)
+
+
+def test_an_unfinished_operation_is_suspect_though_counts_agree() -> None:
+    """Until the cell's end is settled; a cell without collectives never is."""
+    steps = Steps(1)
+    assert not steps.suspect(2)
+    begun = m.CellFinished(0, 1, 1, 0, "ok", 0.1, counts=(m.GroupCount("0", (), 3),), unfinished=True)
+    steps.note(begun)
+    steps.note(finished(1, 3))
+    assert steps.suspect(2)
+    steps.settle(agreed=False)
+    assert not steps.suspect(2)
+    steps.note(finished(0, 3))
+    steps.note(finished(1, 3))
+    assert not steps.suspect(2)
+
+
+def test_what_no_cell_has_touched_since_is_not_suspected() -> None:
+    """Counts that differ were looked at once; one that was found in step may have told of none."""
+    steps = Steps(1)
+    steps.note(finished(0, 3))
+    assert steps.suspect(2)
+    steps.settle(agreed=False)
+    assert not steps.suspect(2)
+    steps.note(finished(0, 3))
+    steps.settle(agreed=True)
+    steps.note(finished(0, 3))
+    assert not steps.suspect(2)
+
+
+def test_a_line_names_four_different_calls_at_most() -> None:
+    """And says how many more there are; a call outside any cell by its file, or without a place."""
+    places = ["data.py:3", "", "a.py:1", "b.py:2", "c.py:3", "d.py:4"]
+    ranks = [
+        seen(rank, m.Call(7, f"op{rank}", 0, place), doing="waiting", waits_in="op")
+        for rank, place in enumerate(places)
+    ]
+    within = seen(0, m.Call(7, "op", 14, "data.py:31"))
+    assert out_of_step(sights(within, seen(1, call(6)))).endswith("op #7 (line 14) that rank 0 entered")
+    four = "out of step: rank 0: op0 #7 (data.py:3); rank 1: op1 #7; rank 2: op2 #7 (a.py:1); "
+    assert out_of_step(sights(*ranks[:4])) == f"{four}rank 3: op3 #7 (b.py:2)"
+    assert out_of_step(sights(*ranks)) == f"{four}rank 3: op3 #7 (b.py:2); and 2 more"
+
+
+def test_only_the_last_call_says_whether_a_thread_of_the_users_goes_on() -> None:
+    """A rank that has since entered collectives of the cell is compared like any other."""
+    ahead = seen(0, call(4, background=True), call(5))
+    assert out_of_step(sights(ahead, seen(1, call(4)))).startswith("out of step: rank 1 did not enter")
+
+
+def test_a_line_explains_in_four_parts_at_most() -> None:
+    """Of groups that hang at once; and says how many parts more there are."""
+    one = waiting(0, 1, name="1", members=(0, 1)), seen(1, name="1", members=(0, 1), place="line 2")
+    two = waiting(2, 1, name="2", members=(2, 3)), seen(3, name="2", members=(2, 3), place="line 2")
+    first = "rank 1 has not entered all_reduce #1 (line 14); it is at line 2, computing; rank 0 waits for it"
+    assert told(*one) == first
+    assert told(*one, *two) == f"{first}; rank 3 has not entered all_reduce #1 (line 14); and 2 more"
+    receiver = m.RankSeen(2, 1, 1, 0, -1, "waiting", 5, "line 5", waits_in="recv")
+    assert told(*one, receiver) == f"{first}; rank 2 waits in recv from any rank (line 5)"
+
+
+def test_only_who_waits_hangs() -> None:
+    """Not who has begun an operation and goes on, nor in a thread of the user's, nor for what has ended."""
+    begun = seen(0, call(8, finished=False))
+    assert told(begun, seen(1, call(7))) == ""
+    assert told(begun, seen(1, call(8, "broadcast")), seen(2)) == ""
+    own = call(8, finished=False, background=True)
+    assert told(seen(0, own, doing="waiting", waits_in="a store"), seen(1)) == "rank 0 waits in a store"
+    ended = seen(0, call(8), doing="waiting", waits_in="a store", line=3)
+    assert told(ended, seen(1)) == "rank 0 waits in a store (line 3)"
+
+
+def test_absent_ranks_that_do_different_things_are_named() -> None:
+    """No "it" or "they" where it would be unclear whom it means."""
+    computes, sleeps = seen(1, place="line 2"), seen(2, place="line 3", doing="sleeping")
+    assert told(waiting(0, 1), computes, sleeps) == (
+        "ranks 1, 2 have not entered all_reduce #1 (line 14); rank 1 is at line 2, computing; "
+        "rank 2 is at line 3, sleeping; rank 0 waits for them"
+    )
+
+
+def test_who_waits_for_each_other_is_named_once() -> None:
+    """Of two that wait, each is told in its own part; who receives from anybody waits for nobody by name."""
+    first = m.RankSeen(0, 1, 1, 0, -1, "waiting", 3, "line 3", waits_in="recv", peer=1)
+    second = m.RankSeen(1, 1, 1, 0, -1, "waiting", 4, "line 4", waits_in="send", peer=0)
+    assert (
+        told(first, second)
+        == "rank 0 waits in recv from rank 1 (line 3); rank 1 waits in send to rank 0 (line 4)"
+    )
+    anyone = m.RankSeen(2, 1, 1, 0, -1, "waiting", waits_in="recv", peer=-1)
+    assert told(anyone) == "rank 2 waits in recv from any rank"
+    from_0 = m.RankSeen(2, 1, 1, 0, -1, "waiting", 5, waits_in="recv", peer=0)
+    assert told(from_0, seen(0)) == "rank 2 waits in recv from rank 0 (line 5); rank 0 is computing"
+    unheard = m.RankSeen(2, 1, 1, 0, -1, "waiting", place="data.py:3", waits_in="recv", peer=3)
+    assert told(unheard) == "rank 2 waits in recv from rank 3 (data.py:3)"
+
+
+def test_who_waits_in_a_store() -> None:
+    """Ranks at the same place together; nobody is to blame for it, nor while all form a group."""
+    forming = [m.RankSeen(rank, 1, 1, 0, -1, "waiting", waits_in="new_group") for rank in range(2)]
+    assert told(*forming) == ""
+    alone = m.RankUnseen(2, -1, 1, 0, "T", 12.0)
+    assert told(*forming, alone) == "ranks 0-1 wait in new_group; rank 2 stopped (state T)".replace(
+        "0-1", "0, 1"
+    )
+    stores = [m.RankSeen(rank, 1, 1, 0, -1, "waiting", 2, waits_in="a store") for rank in range(2)]
+    assert told(*stores) == "ranks 0, 1 wait in a store (line 2)"
+
+
+def test_what_a_rank_does_in_words() -> None:
+    """As said of one rank, wherever it is and whether or not a line is known."""
+    sent = m.RankSeen(0, 1, 1, 0, -1, "waiting", 3, waits_in="isend", peer=2)
+    assert doing(sent)[0] == "waits in isend to rank 2 (line 3)"
+    assert doing(waiting(0, 7)) == ("waits in all_reduce (line 14)", "wait in all_reduce (line 14)")
+    assert doing(seen(0)) == ("is computing", "are computing")
+    assert doing(seen(0, place="data.py:3"))[1] == "are in data.py:3, computing"
+    assert doing(seen(0, doing="idle"))[0] == "does not run the cell"
+    assert doing(m.RankUnseen(0, -1, 1, 0, "", 12.0)) == ("is gone", "are gone")
+
+
+def test_who_does_not_hear_an_interrupt() -> None:
+    """Who may hear it later; who is gone will not; once the group was broken, all that are still there."""
+    gone, mute = m.RankUnseen(0, -1, 1, 0, "", 12.0), m.RankUnseen(1, -1, 1, 5, "R", 10.0)
+    assert unheard({0: gone}, broken=True) == ""
+    sleeps = seen(2, place="line 3", doing="sleeping")
+    words = "rank 1 has been in C code for 10 s (line 5): an interrupt is heard only after that"
+    assert unheard({0: gone, 1: mute, 2: sleeps}) == f"{words}; the third interrupt kills it"
+    both = f"{words}; rank 2 is at line 3, sleeping; the third interrupt kills them"
+    assert unheard({0: gone, 1: mute, 2: sleeps}, broken=True) == both
+    alone = "rank 2 is at line 3, sleeping; the third interrupt kills it"
+    assert unheard({2: sleeps}, broken=True) == alone
+
+
+def test_who_needs_a_failed_rank_point_to_point() -> None:
+    """Who receives from it or from anybody; an answer that never came is none."""
+    from_0, from_any = (m.RankSeen(1, 1, 1, 0, -1, "waiting", waits_in="recv", peer=p) for p in (0, -1))
+    assert needs(from_0, {0}, 4)
+    assert not needs(from_0, {2}, 4)
+    assert needs(from_any, {2}, 4)
+    assert not needs(m.RankUnseen(1, -1, 1, 0, "R", 12.0), {0}, 4)
