@@ -9,10 +9,11 @@ against what must always be so. (JUPYTER_DDP_POOL_EXAMPLES raises the number of 
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never, get_args
 
 import hypothesis
 import msgspec
@@ -78,6 +79,10 @@ class Judge:
         """When the running cell's own limit interrupts it."""
         self.broken = False
         self.stuck = False  # a rank has said that it waits
+        self.hang_shown = ""
+        """What the user sees of a hang of the running cell."""
+        self.looks: set[int] = set()
+        """Questions of the user's that have not gone out."""
         self.stops_open = self.starts_open = self.launches_due = 0
         self.wanted = 0
         self.request: ev.StartRequested | ev.ResizeRequested | ev.HealRequested | None = None
@@ -100,6 +105,8 @@ class Judge:
                 self.cells[event.cell] = event
             case ev.InterruptRequested():
                 self.presses += 1
+            case ev.LookRequested() if any(not q.exit_heard for q in self.members.values()):
+                self.looks.add(event.number)
             case ev.Ticked() if self.due is not None and self.world.now >= self.due:
                 self.presses, self.due = max(1, self.presses), None
             case m.CellFinished():
@@ -173,6 +180,14 @@ class Judge:
                 case ev.Announced(text, cell, withdrawn):
                     self._reported(text)
                     self._judge_announcement(text, cell, withdrawn)
+                case ev.HangSeen(cell, text):
+                    assert self.running is not None, "a hang where no cell runs"
+                    assert cell == self.running.cell
+                    assert text != self.hang_shown, "told again, or taken back unsaid"
+                    self.hang_shown = text
+                case _:
+                    assert_never(effect)
+        assert not self.looks, "a question that nobody was asked"
         self._judge_forming([e.message.command for e in effects if _forms(e)], effects)
         if self.world.pool.phase is p.Phase.STOPPED:
             if not isinstance(event, ev.NodeLost):  # then nobody knows
@@ -205,10 +220,14 @@ class Judge:
                 assert run.members == (() if len(ranks) == self.wanted else asked.targets)
                 assert not any(self.members[r].unfit for r in ranks), "sent to a dead or doomed rank"
                 self.running, self.presses, self.broken, self.stuck = asked, 0, False, False
-                self.announced = {}
+                self.announced, self.hang_shown = {}, ""
                 self.due = self.world.now + asked.timeout_s if asked.timeout_s else None
             case m.Tell(_, m.BreakGroup()):
                 self.broken, self.broken_at = True, self.world.now
+            case m.Tell(ranks, m.Look(number)):
+                assert set(ranks) == {r for r, q in self.members.items() if not q.exit_heard}
+                assert number < 0 or number in self.looks, "asked for nobody"
+                self.looks.discard(number)
             case m.Tell():
                 pass
             case m.SignalRanks(ranks, number):
@@ -559,6 +578,7 @@ class World:
         may += [lambda c: self.handle(ev.ResizeRequested(_plan(1 + c % MAX_RANKS), SURROUNDINGS))] * 4
         may += [lambda c: self.handle(ev.HealRequested(SURROUNDINGS, c // 4 if c % 2 else None))] * 4
         may += [lambda _: self.handle(ev.InterruptRequested())] * 4
+        may += [lambda c: self.handle(ev.LookRequested(1 + c, c % 2 > 0))]
         may += [lambda _: self.handle(ev.StopRequested())]
         may += [lambda _: self.tick()] * 2
         may += [lambda c: self._wait(c / 10)]
@@ -692,6 +712,22 @@ def test_whatever_happens(script: bytes) -> None:
     except Exception:
         hypothesis.note("\n".join(_told(*entry) for entry in world.history))
         raise
+
+
+def test_the_world_has_all_that_can_happen() -> None:
+    """Every event is heard, every effect and order given, every phase come to, in a few sequences."""
+    orders = {*get_args(m.RankCommand), m.StartRanks, m.SignalRanks}
+    missing = {*get_args(ev.Event), *get_args(ev.Effect), *orders, *p.Phase}
+    for seed in range(1000):
+        world = World()
+        world.play(random.Random(seed).randbytes(120))
+        for _, event, phase, effects in world.history:
+            sent = [effect.message for effect in effects if isinstance(effect, ev.SendToNodes)]
+            told = [type(message.command) for message in sent if isinstance(message, m.Tell)]
+            missing -= {type(event), phase, *map(type, effects), *map(type, sent), *told}
+        if not missing:
+            return
+    raise AssertionError(f"not seen: {missing}")
 
 
 def _told(now: float, event: ev.Event, phase: p.Phase, effects: list[ev.Effect]) -> str:
