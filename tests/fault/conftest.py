@@ -9,6 +9,7 @@ import pytest
 from jupyter_core.utils import ensure_event_loop
 
 from tests.conftest import Leftovers, check_leftovers
+from tests.fault.fuse import Fuse
 from tests.fault.pools import Pools
 from tests.integration.notebook_kernel import NotebookKernel
 
@@ -26,9 +27,12 @@ def _lasting() -> None:
 
 
 @pytest.fixture(scope="module")
-def pools() -> Iterator[Pools]:
-    """`pools.of(4)` is a pool of four living, idle ranks; the module's tests share its forkserver."""
-    with Pools() as pools:
+def pools(request: pytest.FixtureRequest) -> Iterator[Pools]:
+    """`pools.of(4)` is a pool of four living, idle ranks; the module's tests share its forkserver.
+
+    The module's SETTINGS, if it has any, are those of the cluster.
+    """
+    with Pools(**getattr(request.module, "SETTINGS", {})) as pools:
         yield pools
 
 
@@ -42,6 +46,11 @@ def _test_leaves_nothing(_module_leaves_nothing: None, request: pytest.FixtureRe
     before = Leftovers()
     yield
     check_leftovers(before, "this test")
+
+
+@pytest.fixture
+def fuse(tmp_path: Path) -> Fuse:
+    return Fuse(tmp_path)
 
 
 @pytest.fixture

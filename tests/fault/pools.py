@@ -81,6 +81,14 @@ def values_of(record: CellRecord) -> dict[int, str]:
     return {r.rank: r.value.text if r.value else "" for r in record}
 
 
+def agent_of(cluster: Cluster) -> int:
+    """The PID of the node agent."""
+    exchange = cluster._life.exchange
+    assert exchange is not None
+    (connection,) = exchange._connections.values()
+    return int(connection.node.process.pid)  # type: ignore[attr-defined]  # a LocalNode
+
+
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     os.kill(pid, number)
 

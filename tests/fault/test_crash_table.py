@@ -1,181 +1,188 @@
-"""Every way to die, at every moment: who is told what in which time, and what survives.
+"""Every way to die, at every moment, in pools of 1, 2 and 4 ranks: what is told in which time, what survives.
 
-One rank dies, the last; what dies of itself does so in one of DEATHS, what is killed is killed in one of
-MOMENTS. Pools of other sizes, where it makes a difference: alone there is nobody to wait.
+The last rank dies. `ways_to_die` has the ways, `fuse` the moments that no cell can choose. What is asked of a
+row: the bound, the words, the survivors' variables and PIDs, the next cell, and that nothing is left.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 
 import pytest
 
-from jupyter_ddp import Cluster
 from jupyter_ddp.core.errors import PoolError
-from tests.fault.pools import (
-    REDUCE,
-    Pools,
-    RunningCell,
-    eventually,
-    gone,
-    pids_of,
-    run_to_failure,
-    states_of,
-    values_of,
-)
+from tests.fault.fuse import COMING_UP, IN_A_COLLECTIVE, WITH_FUSES, WITHOUT_GROUP, Fuse
+from tests.fault.pools import REDUCE, Pools, RunningCell, eventually, gone, states_of
+from tests.fault.victim import Victim, check_children
+from tests.fault.ways_to_die import DEATHS, FUSE, NO_DEATHS, WITH_LINE
 from tests.promises import Stopwatch
 
+SETTINGS = WITH_FUSES
+SIZES = (1, 2, 4)
 TOLD_S = 1.0
-"""From a death to its line in the pool's table."""
+"""From a death in a cell to its line in the cell's output, while the others still run it."""
 
-DEATHS = {
-    "SIGKILL": ("os.kill(os.getpid(), signal.SIGKILL)", r"killed by SIGKILL"),
-    "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM)", r"killed by SIGTERM"),
-    "SIGSEGV": ("faulthandler._sigsegv()", r"killed by SIGSEGV \(line 3\)"),
-    "SIGABRT": ("os.abort()", r"killed by SIGABRT \(line 3\)"),
-    "SIGFPE": ("faulthandler._sigfpe()", r"killed by SIGFPE \(line 3\)"),
-    "_exit(0)": ("os._exit(0)", r"exited with code 0 \(line 3\)"),
-    "_exit(3)": ("os._exit(3)", r"exited with code 3 \(line 3\)"),
-    "_exit in a thread": (
-        "threading.Thread(target=os._exit, args=[4]).start(); time.sleep(60)",
-        r"exited with code 4",
-    ),
-    "exec": ("os.execv('/bin/sh', ['sh', '-c', 'exit 5'])", r"exited with code 5"),
-    "no memory": (
-        "resource.setrlimit(resource.RLIMIT_AS, (1, 1)); faulthandler._sigsegv()",
-        r"killed by SIG",
-    ),
-    "children": (
-        "subprocess.Popen(['sleep', '300']); subprocess.Popen(['sleep', '301'], start_new_session=True); "
-        "os.kill(os.getpid(), signal.SIGKILL)",
-        r"killed by SIGKILL",
-    ),
-}
-"""What a rank does to itself on line 3 of a cell: (the source, what the user is told of it)."""
-IMPORTS = "import ctypes, faulthandler, os, resource, signal, subprocess, threading, time"
-
-MOMENTS = {
-    "computing": "print('on')\nwhile True: pass",
-    "asleep": "print('on'); time.sleep(300)",
-    "in a collective": "print('on'); dist.recv(torch.ones(1), src=0, tag=7)",
-    "printing": "print('on')\nwhile True: print('x' * 99)",
-    "holding the GIL": "print('on', flush=True); ctypes.PyDLL(None).sleep(300)",
-    "with children": "subprocess.Popen(['sleep', '300'])\n"
-    "subprocess.Popen(['sleep', '301'], start_new_session=True)\nprint('on'); time.sleep(300)",
-    "in an await": "import asyncio\nprint('on'); await asyncio.sleep(300)",
-}
-"""What the last rank does when it is killed; the others wait for it in a collective."""
+every_death = pytest.mark.parametrize(("n", "way"), [(n, way) for n in SIZES for way in DEATHS])
+no_death = pytest.mark.parametrize(("n", "way"), [(n, way) for n in SIZES for way in NO_DEATHS])
 
 
-def prepared(pools: Pools, n: int) -> tuple[Cluster, list[int]]:
-    """A pool with a variable on each rank, and its PIDs."""
-    cluster = pools.of(n)
-    cluster.run(f"{IMPORTS}\nkept = 100 + rank")
-    return cluster, pids_of(cluster)
+# --- deaths -----------------------------------------------------------------------------------------
 
 
-def check_aftermath(cluster: Cluster, before: list[int], cause: str) -> None:
-    """The last rank died of `cause`: the others are as they were, and the next pool works."""
-    dead, alive = len(before) - 1, range(len(before) - 1)
-    assert states_of(cluster) == ["idle"] * dead + ["dead"]
-    assert pids_of(cluster)[:dead] == before[:dead]
-    assert gone([before[dead]])
-    with pytest.raises(PoolError, match=rf"rank {dead} died: {cause}.*nothing was run.*%ddp"):
-        cluster.run("print('ran')")
-    if alive:
-        kept = cluster.run("kept", list(alive))
-        assert values_of(kept) == {rank: str(100 + rank) for rank in alive}
-    cluster.restart()
+@pytest.mark.promise("a rank dies while the pool starts: the start fails, and says how it died", bound_s=1)
+@pytest.mark.parametrize("moment", COMING_UP)
+@every_death
+def test_while_the_pool_starts(
+    pools: Pools,
+    promised: Stopwatch,
+    fuse: Fuse,
+    monkeypatch: pytest.MonkeyPatch,
+    n: int,
+    way: str,
+    moment: str,
+) -> None:
+    """Before it connects, before the group, in the midst of it: its siblings go, the next start works."""
+    cluster, told = pools.of(n), DEATHS[way][1]
+    cluster.stop()
+    with monkeypatch.context() as patch:
+        patch.setenv(FUSE, fuse.environ(n - 1, moment, way))
+        with pytest.raises(PoolError, match=rf"^rank {n - 1} ended before the pool was up: {told}"):
+            cluster.start(n)
+        promised.took(fuse.since_s)
+    assert not cluster.running
+    check_children(cluster, 0)
     assert cluster.run(REDUCE).ok
 
 
-@pytest.mark.promise("a rank that ends itself, in whatever way: the cell says how, and the line", bound_s=3)
-@pytest.mark.parametrize(("death", "n"), [(d, 2) for d in DEATHS] + [("SIGKILL", 1), ("SIGSEGV", 4)])
-def test_a_rank_ends_itself_in_a_cell(pools: Pools, promised: Stopwatch, death: str, n: int) -> None:
-    """The cell ends with the rank and the cause; who waited for it is blocked by it, and lives on."""
-    cluster, before = prepared(pools, n)
-    source, told = DEATHS[death]
+@pytest.mark.promise("a rank dies while the group is formed again: it is told, the others go on", bound_s=1)
+@every_death
+def test_while_the_group_is_formed_again(
+    pools: Pools, promised: Stopwatch, fuse: Fuse, n: int, way: str
+) -> None:
+    """Whoever waits for it in the new group is freed at once."""
+    victim, told = Victim(pools, n, "joining", way, fuse), DEATHS[way][1]
+    victim.cluster.run(WITHOUT_GROUP, check=False)
+    eventually(lambda: "dead" in states_of(victim.cluster), 5)
+    eventually(lambda: victim.cluster.phase == "ready", 5)
+    promised.took(fuse.since_s)
+    assert any(re.match(rf"rank {n - 1} died: {told}", said) for said in victim.cluster.announcements())
+    victim.check_aftermath(told)
+
+
+@pytest.mark.promise("a rank dies between cells: it is shown as dead before the next cell", bound_s=0.5)
+@every_death
+def test_between_cells(pools: Pools, promised: Stopwatch, fuse: Fuse, n: int, way: str) -> None:
+    """Of a thread that an earlier cell has left: the table shows it, and it is announced."""
+    victim, told = Victim(pools, n, "told", way, fuse), DEATHS[way][1]
+    fuse.light()
+    eventually(lambda: "dead" in states_of(victim.cluster), 5)
+    promised.took(fuse.since_s)
+    assert any(re.match(rf"rank {n - 1} died: {told}", said) for said in victim.cluster.announcements())
+    victim.check_aftermath(told)
+
+
+@pytest.mark.promise(
+    "a rank ends itself in a cell, in whatever way: the cell says how, and the line", bound_s=3
+)
+@every_death
+def test_in_a_cell(pools: Pools, promised: Stopwatch, n: int, way: str) -> None:
+    """The cell shows it at once and ends; who waited is blocked by it, and lives on."""
+    victim, (source, told) = Victim(pools, n), DEATHS[way]
+    told += r" \(line 3\)" if way in WITH_LINE else ""
     with promised():
-        words, record = run_to_failure(
-            cluster, f"print('last words')\nif rank == {n - 1}:\n    {source}\n{REDUCE}"
+        cell = RunningCell(
+            victim.cluster, f"print('last words')\nif rank == {n - 1}:\n    {source}\n{REDUCE}"
         )
-    assert re.match(rf"rank {n - 1}: {told}", words), words
+        eventually(lambda: cell.record and cell.record[n - 1].death, TOLD_S, "its death is told")
+        record = cell.end()
+    assert re.match(rf"rank {n - 1}: {told}", cell.words), cell.words
     assert [record[n - 1].verdict, record[n - 1].stdout] == ["died", "last words\n"]
-    for rank in range(n - 1):
+    for rank in victim.survivors:
         assert record[rank].verdict == "interrupted"
         assert record[rank].death.startswith(f"blocked by rank {n - 1}")
-    check_aftermath(cluster, before, told)
+    victim.check_aftermath(told)
 
 
-@pytest.mark.promise("a rank killed in a cell: the cell names the signal, the others are freed", bound_s=3)
-@pytest.mark.parametrize(
-    ("moment", "n"), [(moment, 2) for moment in MOMENTS] + [("computing", 1), ("in a collective", 4)]
-)
-def test_a_rank_is_killed_in_a_cell(pools: Pools, promised: Stopwatch, moment: str, n: int) -> None:
-    """SIGKILL from outside, whatever the rank does."""
-    cluster, before = prepared(pools, n)
-    body = "\n".join(f"    {line}" for line in MOMENTS[moment].split("\n"))
-    cell = RunningCell(
-        cluster,
-        f"if rank == {n - 1}:\n{body}\nelse:\n    print('on'); {REDUCE}",
-    )
+@pytest.mark.promise("a rank dies in a collective: the cell says how, the others are freed", bound_s=3)
+@every_death
+def test_in_a_collective(pools: Pools, promised: Stopwatch, fuse: Fuse, n: int, way: str) -> None:
+    """Of a thread, while the cell goes from one collective to the next."""
+    victim, told = Victim(pools, n, "told", way, fuse), DEATHS[way][1]
+    cell = RunningCell(victim.cluster, IN_A_COLLECTIVE)
     cell.until("on")
+    fuse.light()
+    record = cell.end()
+    promised.took(fuse.since_s)
+    assert re.match(rf"rank {n - 1}: {told}", cell.words), cell.words
+    assert record[n - 1].verdict == "died"
+    for rank in victim.survivors:
+        assert record[rank].death.startswith(f"blocked by rank {n - 1}")
+    victim.check_aftermath(told)
+
+
+@pytest.mark.promise("a rank dies while the pool stops: that does not delay it", bound_s=3)
+@every_death
+def test_while_the_pool_stops(pools: Pools, promised: Stopwatch, fuse: Fuse, n: int, way: str) -> None:
+    """Of an exit function: nothing is left, and the next cell starts a pool."""
+    victim = Victim(pools, n, "stopping", way, fuse)
     with promised():
-        os.kill(before[-1], signal.SIGKILL)
+        victim.cluster.stop()
+    assert gone(victim.pids)
+    assert victim.cluster.run(REDUCE).ok
+    check_children(victim.cluster, n)
+
+
+# --- what is no death while cells run ---------------------------------------------------------------
+
+
+@pytest.mark.promise("sys.exit() and exceptions in a cell, in threads too: the rank lives on", bound_s=3)
+@no_death
+def test_no_death_in_a_cell(pools: Pools, promised: Stopwatch, n: int, way: str) -> None:
+    """An exit code and an exception are the cell's error; what a thread raises is shown, and no more."""
+    victim = Victim(pools, n)
+    with promised():
+        cell = RunningCell(victim.cluster, f"if rank == {n - 1}:\n    {NO_DEATHS[way]}")
+        record = cell.end()
+    words = {"sys.exit(3)": "sys.exit(3)", "exception": "LookupError: on purpose"}.get(way, "")
+    assert cell.words.startswith(f"rank {n - 1}: {words}" if words else ""), cell.words
+    assert record[n - 1].verdict == ("error" if words else "ok")
+    assert ("on purpose" in record[n - 1].stderr) == (way == "exception in a thread")
+    victim.check_all_is_well()
+
+
+@no_death
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a collective"])
+def test_no_death_in_a_thread(pools: Pools, fuse: Fuse, n: int, way: str, busy: bool) -> None:
+    """Between cells, and while one goes from collective to collective: a thread ends, and nothing else."""
+    victim = Victim(pools, n, "told", way, fuse)
+    if busy:
+        burnt = f"os.path.exists({str(fuse.note)!r})"
+        reduce = f"t = torch.tensor([float({burnt})]); dist.all_reduce(t)"
+        cell = RunningCell(victim.cluster, f"print('on')\nt = 0\nwhile not t:\n    {reduce}")
+        cell.until("on")
+    fuse.light()
+    eventually(fuse.note.exists, 5)
+    if busy:
         cell.end()
-    assert cell.words.startswith(f"rank {n - 1}: killed by SIGKILL"), cell.words
-    cell.end().close()  # the last records are kept, and with them the file that a flood is in
-    check_aftermath(cluster, before, "killed by SIGKILL")
+        assert cell.words == ""
+    victim.check_all_is_well()
 
 
-@pytest.mark.promise("a rank that is killed while it is stopped (SIGSTOP) is named as killed", bound_s=3)
-def test_a_stopped_rank_is_killed(pools: Pools, promised: Stopwatch) -> None:
-    """SIGSTOP, then SIGKILL: the signal that ended it is told."""
-    cluster, before = prepared(pools, 2)
-    cell = RunningCell(cluster, f"print('on')\nif rank:\n    time.sleep(300)\n{REDUCE}")
-    cell.until("on")
-    os.kill(before[1], signal.SIGSTOP)
-    with promised():
-        os.kill(before[1], signal.SIGKILL)
-        cell.end()
-    assert cell.words.startswith("rank 1: killed by SIGKILL"), cell.words
-    check_aftermath(cluster, before, "killed by SIGKILL")
-
-
-@pytest.mark.promise("a rank that is killed between cells is shown as dead before the next cell", bound_s=0.5)
-@pytest.mark.parametrize("n", [1, 2, 4])
-def test_a_rank_is_killed_while_idle(pools: Pools, promised: Stopwatch, n: int) -> None:
-    """The table shows it, it is announced with the signal, and the next cell runs nothing."""
-    cluster, before = prepared(pools, n)
-    with promised():
-        os.kill(before[-1], signal.SIGKILL)
-        eventually(lambda: "dead" in states_of(cluster), 5)
-    assert any(f"rank {n - 1} died: killed by SIGKILL" in said for said in cluster.announcements())
-    check_aftermath(cluster, before, "killed by SIGKILL")
-
-
-@pytest.mark.promise("a rank that dies while the pool stops does not delay it", bound_s=3)
-@pytest.mark.parametrize(
-    "at_exit",
-    [
-        "raise RuntimeError('in an exit function')",
-        "sys.exit(7)",
-        "os._exit(7)",
-        "os.kill(os.getpid(), signal.SIGKILL)",
-        "os.kill(os.getpid(), signal.SIGSTOP)",
-        "faulthandler._sigsegv()",
-        "time.sleep(300)",
-        "ctypes.PyDLL(None).sleep(300)",
-        "subprocess.Popen(['sleep', '300'], start_new_session=True); time.sleep(300)",
-    ],
-)
-def test_a_rank_dies_while_the_pool_stops(pools: Pools, promised: Stopwatch, at_exit: str) -> None:
-    """Exit functions may raise, exit, crash, hang: the pool stops in its time, and the next one works."""
-    cluster, before = prepared(pools, 2)
-    cluster.run(f"import atexit, sys\ndef leave():\n    {at_exit}\nif rank: atexit.register(leave)")
-    with promised():
-        cluster.stop()
-    assert gone(before)
+@pytest.mark.parametrize("way", ["sys.exit(3)", "exception"])
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("moment", COMING_UP)
+def test_no_way_to_begin(
+    pools: Pools, fuse: Fuse, monkeypatch: pytest.MonkeyPatch, moment: str, n: int, way: str
+) -> None:
+    """A rank that cannot come up ends with it: the start fails with the end of its stderr."""
+    cluster = pools.of(n)
+    cluster.stop()
+    alone = moment == "joining" and way == "exception"
+    told = "could not join the process group" if alone else "ended before the pool was up: exited with code 1"
+    last = "LookupError: on purpose" if way == "exception" else "SystemExit"
+    with monkeypatch.context() as patch:
+        patch.setenv(FUSE, fuse.environ(n - 1, moment, way))
+        with pytest.raises(PoolError, match=rf"(?s)^rank {n - 1} {told}.*{last}"):
+            cluster.start(n)
+    assert not cluster.running
     assert cluster.run(REDUCE).ok

@@ -1,4 +1,4 @@
-"""All ranks, the node agent or the forkserver killed: the notebook kernel says why and goes on."""
+"""All ranks or the node agent killed: the notebook kernel says why and goes on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import signal
 
 import pytest
 
-from jupyter_ddp import Cluster
 from jupyter_ddp.core.errors import PoolError
 from jupyter_ddp.core.healing import NOBODY_LEFT
-from jupyter_ddp.node.linux import children
-from tests.fault.pools import REDUCE, Pools, RunningCell, eventually, gone, pids_of, states_of
+from tests.fault.pools import (
+    REDUCE,
+    Pools,
+    RunningCell,
+    agent_of,
+    eventually,
+    gone,
+    pids_of,
+    states_of,
+)
 from tests.promises import Stopwatch
 
 
@@ -49,28 +56,15 @@ def test_all_ranks_are_killed_while_idle(pools: Pools, promised: Stopwatch) -> N
     assert said[2].startswith("pool lost: ")
 
 
-def _agent_of(cluster: Cluster) -> int:
-    (node,) = [c.node for c in cluster._life.exchange._connections.values()]
-    return int(node.process.pid)
-
-
-def _forkserver_of(cluster: Cluster) -> int:
-    agent, ranks = _agent_of(cluster), set(pids_of(cluster))
-    (found,) = set(children(agent)) - ranks
-    return found
-
-
-@pytest.mark.promise("the node agent is killed: its ranks are gone, and the cell says why", bound_s=1)
-@pytest.mark.parametrize("doing", ["while True: pass", REDUCE + "\nimport time; time.sleep(60)", "GIL"])
-def test_the_agent_is_killed_in_a_cell(pools: Pools, promised: Stopwatch, doing: str) -> None:
-    """Whatever the ranks do: they end with it, and a start makes a new agent."""
+@pytest.mark.promise("the node agent is killed while ranks hold the GIL: they are gone with it", bound_s=1)
+def test_the_agent_is_killed_while_ranks_hold_the_gil(pools: Pools, promised: Stopwatch) -> None:
+    """No thread of theirs can act: the system ends them, and the cell says why."""
     cluster = pools.of(2)
-    source = "import ctypes; ctypes.PyDLL(None).sleep(300)" if doing == "GIL" else doing
-    cell = RunningCell(cluster, f"print('on', flush=True)\n{source}")
+    cell = RunningCell(cluster, "print('on', flush=True)\nimport ctypes; ctypes.PyDLL(None).sleep(300)")
     cell.until("on")
     pids = pids_of(cluster)
     with promised():
-        os.kill(_agent_of(cluster), signal.SIGKILL)
+        os.kill(agent_of(cluster), signal.SIGKILL)
         cell.end()
         eventually(lambda: gone(pids), 5)
     assert cell.words.startswith("ranks 0-1: the node agent was killed by SIGKILL"), cell.words
@@ -79,28 +73,12 @@ def test_the_agent_is_killed_in_a_cell(pools: Pools, promised: Stopwatch, doing:
     assert cluster.run(REDUCE).ok
 
 
-def test_the_agent_is_killed_while_idle(pools: Pools) -> None:
+def test_the_agent_is_ended_while_idle(pools: Pools) -> None:
     """The pool is lost, says why, and the next cell starts another."""
     cluster = pools.of(2)
     pids = pids_of(cluster)
-    os.kill(_agent_of(cluster), signal.SIGTERM)
+    os.kill(agent_of(cluster), signal.SIGTERM)
     eventually(lambda: not cluster.running and gone(pids), 5)
     (said,) = cluster.announcements()
     assert said.startswith("pool lost: the node agent exited with code 0")
-    assert cluster.run(REDUCE).ok
-
-
-@pytest.mark.promise("the forkserver is killed: the ranks live on, a restart makes a new one")
-def test_the_forkserver_is_killed(pools: Pools) -> None:
-    """Cells run as before, also one that runs in that moment."""
-    cluster = pools.of(2)
-    pids = pids_of(cluster)
-    cell = RunningCell(cluster, f"print('on')\nimport time; time.sleep(0.5)\n{REDUCE}")
-    cell.until("on")
-    os.kill(_forkserver_of(cluster), signal.SIGKILL)
-    cell.end()
-    assert cell.words == ""
-    assert cluster.run(REDUCE).ok
-    assert pids_of(cluster) == pids
-    cluster.restart()
     assert cluster.run(REDUCE).ok

@@ -1,4 +1,7 @@
-"""Deaths while the pool comes up: the start fails at once, says why, and leaves nothing."""
+"""What else goes wrong while the pool comes up: the start fails at once, says why, and leaves nothing.
+
+Deaths in each phase of it are in `test_crash_table` and `test_owners_die`.
+"""
 
 from __future__ import annotations
 
@@ -57,24 +60,6 @@ def stopped(pools: Pools) -> Cluster:
     return cluster
 
 
-@pytest.mark.promise("a rank is killed while the pool starts: the start fails, and says so", bound_s=1)
-@pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_a_rank_is_killed(pools: Pools, promised: Stopwatch, phase: str, size: int) -> None:
-    """Rank and signal are named, its siblings are gone, and the next start works."""
-    cluster = stopped(pools)
-    kill = lambda pid: os.kill(pid, signal.SIGKILL)  # noqa: E731 - as short as it is
-    with Ambush(cluster, PHASES[phase], size - 1, kill) as ambush:
-        with pytest.raises(PoolError, match=rf"^rank {size - 1} ended before .* killed by SIGKILL"):
-            cluster.start(size)
-        promised.took(time.monotonic() - ambush.at)
-    assert gone(ambush.pids)
-    assert not cluster.running
-    cluster.start(size)
-    assert cluster.run(REDUCE).ok
-    cluster.restart(2)
-
-
 @pytest.mark.promise("a rank fails while the pool starts: the end of its stderr is shown", bound_s=1)
 def test_the_end_of_its_stderr(pools: Pools, promised: Stopwatch, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank that cannot have the notebook's directory says so with its traceback's last line."""
@@ -84,22 +69,6 @@ def test_the_end_of_its_stderr(pools: Pools, promised: Stopwatch, monkeypatch: p
         with promised(), pytest.raises(PoolError, match="No such file or directory: '/no/such/directory'"):
             cluster.start(2)
     cluster.start(2)
-
-
-@pytest.mark.promise("the node agent is killed while the pool starts: the start says so", bound_s=1)
-def test_the_agent_is_killed(pools: Pools, promised: Stopwatch) -> None:
-    """No rank is left, and the next start makes a new agent."""
-    cluster = stopped(pools)
-    assert cluster._life.exchange is not None
-    (connection,) = cluster._life.exchange._connections.values()
-    kill = lambda _: os.kill(connection.node.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]  # noqa: E731
-    with Ambush(cluster, m.WorkerForked, 1, kill) as ambush:
-        with pytest.raises(PoolError, match="the node agent was killed by SIGKILL"):
-            cluster.start(2)
-        promised.took(time.monotonic() - ambush.at)
-    eventually(lambda: gone(ambush.pids), 2)
-    cluster.start(2)
-    assert cluster.run(REDUCE).ok
 
 
 def test_the_forkserver_is_killed(pools: Pools) -> None:

@@ -1,0 +1,84 @@
+"""A rank is killed by somebody else, whatever it does just then; and ranks that do not want to leave.
+
+What a rank does to itself, in every moment, is in `test_crash_table`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.fault.pools import REDUCE, Pools, RunningCell, gone
+from tests.fault.victim import Victim
+from tests.promises import Stopwatch
+
+DOING = {
+    "computing": "print('on')\nwhile True: pass",
+    "asleep": "print('on'); time.sleep(300)",
+    "in a collective": "print('on'); dist.recv(torch.ones(1), src=0, tag=7)",
+    "printing": "print('on')\nwhile True: print('x' * 99)",
+    "allocating": "hoard = []; print('on')\nwhile True: hoard.append(bytes(4096)); del hoard[:-9999]",
+    "holding the GIL": "import ctypes; print('on', flush=True); ctypes.PyDLL(None).sleep(300)",
+    "with children": "subprocess.Popen(['sleep', '300'])\nprint('on'); time.sleep(300)",
+    "in an await": "import asyncio\nprint('on'); await asyncio.sleep(300)",
+}
+"""What the last rank does when it is killed; the others wait for it in a collective."""
+
+
+@pytest.mark.promise("a rank killed in a cell: the cell names the signal, the others are freed", bound_s=3)
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("doing", DOING)
+def test_a_rank_is_killed_in_a_cell(pools: Pools, promised: Stopwatch, doing: str, n: int) -> None:
+    """SIGKILL, whatever the rank does: the others wait for it in a collective, and are freed."""
+    victim = Victim(pools, n)
+    alone = n == 1 and doing == "in a collective"
+    source = "print('on')\nwhile True: dist.barrier()" if alone else DOING[doing]
+    body = "\n".join(f"    {line}" for line in source.split("\n"))
+    cell = RunningCell(victim.cluster, f"if rank == {n - 1}:\n{body}\nelse:\n    print('on'); {REDUCE}")
+    cell.until("on")
+    with promised():
+        os.kill(victim.pids[-1], signal.SIGKILL)
+        cell.end()
+    assert cell.words.startswith(f"rank {n - 1}: killed by SIGKILL"), cell.words
+    cell.end().close()  # the last records are kept, and with them the file that a flood is in
+    victim.check_aftermath("killed by SIGKILL")
+
+
+@pytest.mark.promise("a rank that is killed while it is stopped (SIGSTOP) is named as killed", bound_s=3)
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_a_stopped_rank_is_killed(pools: Pools, promised: Stopwatch, n: int) -> None:
+    """SIGSTOP, then SIGKILL: the signal that ended it is told."""
+    victim = Victim(pools, n)
+    asleep = f"if rank == {n - 1}:\n    time.sleep(300)"
+    cell = RunningCell(victim.cluster, f"print('on')\n{asleep}\n{REDUCE}")
+    cell.until("on")
+    os.kill(victim.pids[-1], signal.SIGSTOP)
+    with promised():
+        os.kill(victim.pids[-1], signal.SIGKILL)
+        cell.end()
+    assert cell.words.startswith(f"rank {n - 1}: killed by SIGKILL"), cell.words
+    victim.check_aftermath("killed by SIGKILL")
+
+
+@pytest.mark.promise("a rank that does not want to leave does not delay the pool's stop", bound_s=3)
+@pytest.mark.parametrize(
+    "at_exit",
+    [
+        "raise RuntimeError('in an exit function')",
+        "sys.exit(7)",
+        "os.kill(os.getpid(), signal.SIGSTOP)",
+        "time.sleep(300)",
+        "import ctypes; ctypes.PyDLL(None).sleep(300)",
+        "subprocess.Popen(['sleep', '300'], start_new_session=True); time.sleep(300)",
+    ],
+)
+def test_a_rank_that_does_not_leave(pools: Pools, promised: Stopwatch, at_exit: str) -> None:
+    """Exit functions may raise, exit, stop, hang: the pool stops in its time, and the next one works."""
+    victim = Victim(pools, 2)
+    victim.cluster.run(f"import atexit\ndef leave():\n    {at_exit}\nif rank: atexit.register(leave)")
+    with promised():
+        victim.cluster.stop()
+    assert gone(victim.pids)
+    assert victim.cluster.run(REDUCE).ok
