@@ -252,6 +252,7 @@ class Pool:
         return [tell_ranks(event.targets, run)]
 
     def _refusal(self, targets: Sequence[int]) -> str:
+        ranks = self._members.ranks
         if self.phase is Phase.RUNNING:
             return "busy: another cell runs on the pool; wait for it, or stop it with %ddp interrupt"
         if self.phase is Phase.STOPPED:
@@ -260,13 +261,13 @@ class Pool:
             return f"the pool is {self.phase.value}; run the cell again when it is ready (%ddp status)"
         if not targets:
             return "the cell names no rank to run on"
-        if unknown := [r for r in targets if r not in self.ranks]:
-            return f"the pool has no {named(unknown, '-')}; it has 0-{self.world_size - 1}"
-        if not (unfit := [r for r in targets if not self.ranks[r].fit]):
+        if unknown := [r for r in targets if r not in ranks]:
+            return f"the pool has no {named(unknown, '-')}; it has 0-{len(ranks) - 1}"
+        if not (unfit := [r for r in targets if not ranks[r].fit]):
             return ""
-        if not (gone := [r for r in unfit if not self.ranks[r].alive]):
-            return doomed.refusal({r: self.ranks[r].doomed for r in unfit}, self._members.fit)
-        exit = self.ranks[gone[0]].exited
+        if not (gone := [r for r in unfit if not ranks[r].alive]):
+            return doomed.refusal({r: ranks[r].doomed for r in unfit}, self._members.fit)
+        exit = ranks[gone[0]].exited
         why = f": {describe_exit(exit)}" if exit else ""
         lost = "" if self.alive else "pool lost: "
         way_on = healing.way_on(self._members.fit)
