@@ -75,6 +75,8 @@ class Exchange:
         """The thread that reads the links while it is in `wait`; 0: the exchange's own does."""
         self._closing = False
         self._waking = threading.RLock()  # a signal handler may post in the midst of a post
+        self._watches: list[tuple[Callable[[], bool], threading.Event]] = []
+        """Conditions of the pool that somebody waits for, and what is set when they hold."""
         self.lost_reason = ""
         """Why a node agent is gone."""
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -134,6 +136,22 @@ class Exchange:
             self._leading.release()
         return event.is_set()
 
+    def wait_until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until something holds of the pool, or this is closed; True when that is so.
+
+        `holds` is asked after each round of events, on whatever thread handles them.
+        """
+        watch = (holds, threading.Event())
+        with self._serving:
+            if self._closing or holds():
+                return True
+            self._watches.append(watch)
+        try:
+            return self.wait(watch[1], timeout_s) or self._closing
+        finally:
+            with self._serving:
+                self._watches.remove(watch)
+
     def _lead(self, thread: int) -> None:
         """From here on this thread reads the links; 0: the exchange's own does."""
         with self._serving:
@@ -170,6 +188,8 @@ class Exchange:
                 os.close(fd)
             self._wake_fd = -1
         self._own_poll.close()
+        for _, reached in list(self._watches):
+            reached.set()
         for lock in held:
             lock.release()
         for connection in self._connections.values():
@@ -209,6 +229,9 @@ class Exchange:
         for connection in self._connections.values():
             if connection.writer.waiting_bytes:
                 self._flush(connection)
+        for holds, reached in self._watches:
+            if holds():
+                reached.set()
         if self._leader and self._leader != get_ident():
             os.eventfd_write(self._wake_leader_fd, 1)  # what it waits for may have been set here
 

@@ -29,7 +29,7 @@ from jupyter_ddp.kernel.interrupts import InterruptsTo
 from jupyter_ddp.kernel.limits import check_world_size, shared_memory_remark, usable_cores
 from jupyter_ddp.kernel.rendezvous import Rendezvous
 from jupyter_ddp.kernel.torch_import import TorchImport
-from jupyter_ddp.kernel.waiter import WAIT_STEP_S, Waiter, wait_for
+from jupyter_ddp.kernel.waiter import NO_ANSWER, WAIT_STEP_S, Waiter, wait_for
 from jupyter_ddp.launch.local import LocalNode
 
 AskedBackend = m.Backend | Literal["auto"]
@@ -247,7 +247,7 @@ class Life:
     def resize(self, n: int) -> str:
         """Add or end ranks of a pool that is there; those that stay keep their variables."""
         with self._changing_alone():
-            wait_for(self._is_formed, bounds.FORM_TIMEOUT_S)
+            self._until_formed()
             plan = self._plan(n, None, None)
             if n != self.pool.world_size:
                 self._come_up(ev.ResizeRequested(plan, self._surroundings(plan)))
@@ -257,7 +257,7 @@ class Life:
     def heal(self, source: int | None) -> str:
         """Replace dead and doomed ranks; `source` is the rank whose variables the new ones get, if any."""
         with self._changing_alone():
-            wait_for(self._is_formed, bounds.FORM_TIMEOUT_S)
+            self._until_formed()
             lost, plan = self.pool.unfit, self.pool.plan
             if plan is None:
                 raise PoolError("there is no pool; %ddp start -n 4 starts one")
@@ -268,12 +268,16 @@ class Life:
             self._come_up(request, limit_s=HEAL_TIMEOUT_S if source is None else COPY_TIMEOUT_S)
             return outcome(lost, len(plan.places), source, self._healed)
 
-    def _is_formed(self, timeout_s: float) -> bool:
-        """Wait until no group is being formed; True when that is so. A poll will do: it is rarely asked."""
-        deadline = time.monotonic() + timeout_s
-        while self.pool.phase is p.Phase.FORMING and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return self.pool.phase is not p.Phase.FORMING
+    def _until_formed(self) -> None:
+        """Wait while a group is being formed. Raises PoolError when that takes longer than it may."""
+        if (exchange := self.exchange) is None:
+            return
+        with InterruptsTo(self.interrupt):
+            formed = exchange.wait_until(
+                lambda: self.pool.phase is not p.Phase.FORMING, bounds.FORM_TIMEOUT_S + WAIT_STEP_S
+            )
+        if not formed:
+            raise PoolError(NO_ANSWER)
 
     # -- the end ---------------------------------------------------------------------------------
 

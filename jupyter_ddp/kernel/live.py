@@ -168,7 +168,7 @@ def _widget_class() -> Any:
 
     source = files("jupyter_ddp.view")
 
-    class LiveWidget(anywidget.AnyWidget):  # type: ignore[misc,unused-ignore]
+    class LiveWidget(anywidget.AnyWidget):  # type: ignore[misc,unused-ignore]  # older anywidget has no types
         _esm = traitlets.Unicode(source.joinpath("live.js").read_text("utf-8")).tag(sync=True)
         _css = traitlets.Unicode(source.joinpath("live.css").read_text("utf-8")).tag(sync=True)
         layout = traitlets.Any(None, allow_none=True).tag(sync=True)  # one comm less

@@ -64,12 +64,12 @@ class Panel(anywidget.AnyWidget):
 
     def _ipython_display_(self) -> None:
         """Twice: the table, which is what a saved notebook shows, and the panel, which takes its place."""
-        display(self._feed.table(), raw=True)  # type: ignore[no-untyped-call]
+        display(self._feed.table(), raw=True)  # type: ignore[no-untyped-call]  # IPython has no types here
         bundle = self._repr_mimebundle_()
         if bundle is not None:
             data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
             widget = {kind: view for kind, view in data.items() if kind != "text/plain"}
-            display(widget, metadata=metadata, raw=True)  # type: ignore[no-untyped-call]
+            display(widget, metadata=metadata, raw=True)  # type: ignore[no-untyped-call]  # IPython has no types here
 
 
 class Feed:

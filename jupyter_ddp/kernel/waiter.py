@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from jupyter_ddp.core.errors import PoolError
 
+NO_ANSWER = "the pool does not answer; %ddp restart starts anew"
 WAIT_STEP_S = 0.25
 
 
@@ -31,4 +32,4 @@ def wait_for(wait: Callable[[float], bool], limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while not wait(WAIT_STEP_S):
         if time.monotonic() > deadline:
-            raise PoolError("the pool does not answer; %ddp restart starts anew")
+            raise PoolError(NO_ANSWER)

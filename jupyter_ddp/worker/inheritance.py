@@ -113,7 +113,7 @@ class Inheritance:
         try:
             try:
                 where = self._write(fd, order.place)
-            except BaseException as error:
+            except BaseException as error:  # an interrupt too: the new ranks wait for a word of this one
                 store.set("variables", msgspec.json.encode(_Where(error=f"{type(error).__name__}: {error}")))
                 raise
             store.set("variables", msgspec.json.encode(where))

@@ -618,3 +618,42 @@ def test_eight_threads_run_cells(rig: Rig) -> None:
     words = {told[0].partition(":")[0] for told in outcomes.values()}
     assert words <= {"ended", "busy"}
     assert "ended" in words
+
+
+@pytest.mark.parametrize("ended_by", ["a message", "a request", "close"])
+def test_waiting_until_something_holds_of_the_pool(rig: Rig, ended_by: str) -> None:
+    """It ends with the event that brings it about, whoever handles that, and when the exchange is closed."""
+    formed, asked = threading.Event(), threading.Event()
+
+    def form(event: ev.Event) -> list[ev.Effect]:
+        if isinstance(event, m.GroupFormed | ev.StopRequested):
+            formed.set()
+        return []
+
+    def holds() -> bool:
+        asked.set()
+        return formed.is_set()
+
+    exchange = rig.connect(ScriptedPool(form))
+    answers = Heard()
+    thread = threading.Thread(target=lambda: answers.put(exchange.wait_until(holds, 2 * TIMEOUT_S)))
+    thread.start()
+    assert asked.wait(TIMEOUT_S)
+    rig.node.says(m.WorkerForked(0, 1))  # which does not bring it about
+    if ended_by == "a message":
+        rig.node.says(m.GroupFormed(0, 1, 0, 0, 0.01))
+    elif ended_by == "a request":
+        exchange.submit(ev.StopRequested())
+    else:
+        exchange.close()
+    assert answers.next() is True
+    thread.join(TIMEOUT_S)
+    assert exchange.wait_until(lambda: True, 0) is True
+    assert exchange._watches == []
+
+
+def test_what_never_holds_of_the_pool(rig: Rig) -> None:
+    """The wait ends when its time is over, and says so."""
+    exchange = rig.connect(ScriptedPool(silent))
+    assert exchange.wait_until(lambda: False, 0.05) is False
+    assert exchange._watches == []
