@@ -32,6 +32,7 @@ from jupyter_ddp.view.status import saved_table
 from jupyter_ddp.view.whereabouts import dump_text, where_text
 
 if TYPE_CHECKING:
+    from jupyter_ddp.kernel.magics import DDPMagics
     from jupyter_ddp.kernel.panel import Feed, Panel
 
 _CELL_MESSAGES = frozenset(get_args(m.CellMessage))
@@ -73,6 +74,8 @@ class Cluster:
         self._roster = Roster(self._cells)
         self._sightings = Sightings()
         self._feed: Feed | None = None
+        self._magics: DDPMagics | None = None
+        """Which use this cluster, since it was activated."""
         self.stages: dict[str, float] = {}
         """Seconds after its start at which the forkserver came to each stage."""
 
@@ -155,6 +158,9 @@ class Cluster:
     def close(self) -> None:
         """End everything: ranks, the process they are forked from, the rendezvous, the panels."""
         self._life.end()
+        magics, self._magics = self._magics, None
+        if magics is not None:
+            magics.give_back(self)
         feed, self._feed = self._feed, None
         if feed is not None:
             feed.close()
@@ -165,8 +171,8 @@ class Cluster:
     def __enter__(self) -> Self:
         try:
             self.start()
-        except BaseException:
-            self.close()  # no `with` block begins, so none ends
+        except BaseException:  # an interrupt too: no `with` block begins, so none ends
+            self.close()
             raise
         return self
 
@@ -252,15 +258,16 @@ class Cluster:
     # -- in a notebook ---------------------------------------------------------------------------
 
     def activate(self) -> None:
-        """Make this the cluster that the notebook's magics use. The one before is left as it is.
+        """Make this the cluster that the notebook's magics use, until it is closed.
 
-        Raises UsageError where there are no magics.
+        The one before is left as it is, and is used again then. Raises UsageError where there are no magics.
         """
         shell = get_ipython()
         magics = None if shell is None else shell.magics_manager.registry.get("DDPMagics")
         if magics is None:
             raise UsageError("activate: there are no magics to use it; %load_ext jupyter_ddp comes first")
-        magics.cluster = self
+        magics.take(self)
+        self._magics = magics
 
     def panel(self) -> Panel:
         """A panel that shows this cluster while it works, with buttons: a widget to display."""

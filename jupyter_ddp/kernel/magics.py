@@ -60,18 +60,37 @@ class DDPMagics(Magics):
 
     def __init__(self, shell: InteractiveShell, **kwargs: Any) -> None:
         super().__init__(shell, **kwargs)
-        self._first = self.cluster = Cluster(log_quota_bytes=self.log_quota)
+        self._clusters = [Cluster(log_quota_bytes=self.log_quota)]
+        """Their own, then those that were activated; the last is the current one."""
         self._views = LiveViews()
 
     @observe("log_quota")
     def _quota_changed(self, change: Any) -> None:
-        if hasattr(self, "cluster"):  # not while it is made
+        if hasattr(self, "_clusters"):  # not while it is made
             self.cluster.log_quota_bytes = change.new
 
+    @property
+    def cluster(self) -> Cluster:
+        """The one that is current."""
+        return self._clusters[-1]
+
+    def take(self, cluster: Cluster) -> None:
+        """Use this cluster from now on, until it is closed."""
+        if cluster is not self._clusters[0]:
+            self.give_back(cluster)
+            self._clusters.append(cluster)
+        else:
+            del self._clusters[1:]
+
+    def give_back(self, cluster: Cluster) -> None:
+        """Use the one before again; their own is never given back."""
+        if cluster in self._clusters[1:]:
+            self._clusters.remove(cluster)
+
     def close(self) -> None:
-        """End the pool that the magics started, and the one that they were given."""
-        self._first.close()
-        self.cluster.close()
+        """End the pool that the magics started, and those that they were given."""
+        for cluster in list(self._clusters):
+            cluster.close()
         self._views.close()
 
     @cell_magic
@@ -115,7 +134,7 @@ class DDPMagics(Magics):
         """`$n` and `{n}` stand for the notebook's variables, as in any magic; most lines have none."""
         if "$" not in line and "{" not in line:
             return line
-        return str(self.shell.var_expand(line, _FRAMES_TO_CELL))  # type: ignore[no-untyped-call]
+        return str(self.shell.var_expand(line, _FRAMES_TO_CELL))  # type: ignore[no-untyped-call]  # IPython has no types here
 
     # -- cells -----------------------------------------------------------------------------------
 
@@ -220,9 +239,9 @@ class DDPMagics(Magics):
         """The panel where it can be used, else what it would show."""
         cluster = self.cluster
         if self._is_live(front_end_request()):
-            display(cluster.panel())  # type: ignore[no-untyped-call]
+            display(cluster.panel())  # type: ignore[no-untyped-call]  # IPython has no types here
         else:
-            display(saved_table(cluster.status(), cluster.backend, cluster.phase), raw=True)  # type: ignore[no-untyped-call]
+            display(saved_table(cluster.status(), cluster.backend, cluster.phase), raw=True)  # type: ignore[no-untyped-call]  # IPython has no types here
 
     def _start_or_keep(self, pool: PoolOptions) -> None:
         """Run again from the top, `%ddp start -n 4` finds the pool there and keeps it."""

@@ -206,3 +206,20 @@ def test_backend_and_devices_are_kept(fresh: Callable[..., NotebookKernel]) -> N
     kernel.good("c.resize(2)\nr = c.run('world_size')\nc.close()\nc.close()", 60)
     assert kernel.evaluate("[x.value.text for x in r]") == ["2", "2"]
     assert kernel.others() == []
+
+
+def test_a_closed_cluster_gives_the_magics_the_one_before(fresh: Callable[..., NotebookKernel]) -> None:
+    """Of several that were activated the last that is open is used; without any, the magics' own."""
+    kernel = fresh()
+    kernel.good("from jupyter_ddp import Cluster\n%load_ext jupyter_ddp")
+    kernel.good("%%ddp -n 1\nx = 'own'", 60)
+    kernel.good("a, b = Cluster(1), Cluster(1)\na.activate()\nb.activate()\na.activate()")
+    kernel.good("%%ddp\nx = 'a'", 60)
+    kernel.good("b.close()")
+    assert kernel.ranks("x").values == ["a"]
+    kernel.good("a.close()\na.close()")
+    assert kernel.ranks("x").values == ["own"]
+    kernel.good("a.activate()\nb.activate()\nb.close()")
+    assert kernel.evaluate("get_ipython().magics_manager.registry['DDPMagics'].cluster is a")
+    kernel.good("%unload_ext jupyter_ddp", 60)
+    assert kernel.others() == []
