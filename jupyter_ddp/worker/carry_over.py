@@ -194,6 +194,10 @@ def _replace(olds: list[Any], successors: dict[int, Any]) -> None:
             for at, value in enumerate(holder):
                 if id(value) in successors:
                     holder[at] = successors[id(value)]
+        elif isinstance(holder, set):
+            found = [value for value in holder if id(value) in successors]
+            holder.difference_update(found)
+            holder.update(successors[id(value)] for value in found)
         elif isinstance(holder, CellType):
             holder.cell_contents = successors.get(id(holder.cell_contents), holder.cell_contents)
         else:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from msgspec import Struct
 from torch.distributed import distributed_c10d as c10d
 
-_MAX_DEPTH = 4
+_MAX_DEPTH = 6
 _MAX_OBJECTS = 10_000
 _Key = str | int
 _Path = tuple[_Key, ...]
@@ -48,7 +48,7 @@ def take_places(namespace: dict[str, Any], ranks: list[int], store: Any) -> None
 
 
 def renew(namespace: dict[str, Any], successors: Mapping[int, Any]) -> None:
-    """Replace old groups (by id) also in tuples, which cannot be changed but in whoever holds them."""
+    """Replace old groups (by id) also in tuples and frozensets, which only who holds them can change."""
     for path, _ in list(_find(namespace, successors)):
         _put(namespace, path, lambda now: successors.get(id(now), now))
 
@@ -73,7 +73,7 @@ def _find(namespace: dict[str, Any], wanted: Mapping[int, Any]) -> Iterator[tupl
 
 def _items(holder: Any) -> Iterator[tuple[_Key, Any]]:
     """What is in it, by index, key or name of an attribute."""
-    if isinstance(holder, list | tuple):
+    if isinstance(holder, list | tuple | set | frozenset):
         yield from enumerate(holder)
         return
     if isinstance(holder, types.ModuleType | type | types.FunctionType | torch.Tensor):
@@ -99,6 +99,8 @@ def _put(holder: Any, path: _Path, choose: Callable[[Any], Any]) -> Any:
     if not path:
         return choose(holder)
     key, rest = path[0], path[1:]
+    if isinstance(holder, set | frozenset):
+        return _put_in_set(holder, rest, choose)
     inside = dict(_items(holder))
     if key not in inside or (new := _put(inside[key], rest, choose)) is inside[key]:
         return holder
@@ -109,4 +111,17 @@ def _put(holder: Any, path: _Path, choose: Callable[[Any], Any]) -> Any:
         holder[key] = new  # type: ignore[index]  # a list has numbers, as was found
     else:
         vars(holder)[str(key)] = new
+    return holder
+
+
+def _put_in_set(holder: Any, rest: _Path, choose: Callable[[Any], Any]) -> Any:
+    """Of a set all elements: in which order they are differs from rank to rank."""
+    before = list(holder)
+    items = [_put(item, rest, choose) for item in before]
+    if all(new is old for new, old in zip(items, before, strict=True)):
+        return holder
+    if isinstance(holder, frozenset):
+        return type(holder)(items)
+    holder.clear()
+    holder.update(items)
     return holder

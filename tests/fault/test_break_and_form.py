@@ -134,3 +134,45 @@ def test_deaths_around_the_forming_at_any_moment(pools: Pools) -> None:
         eventually(lambda: cluster.status()[1].state == "dead", FREED_S)  # noqa: B023  # called at once
         record = cluster.run("kept = 1", [0, 2], check=False)
         assert record.ok, f"{after_ms} ms after: {record.summary()}"
+
+
+HOLDERS = {
+    "a set": "{group}",
+    "a frozenset": "frozenset([group, 'other'])",
+    "a tuple": "(1, (group,))",
+    "a namedtuple": "Pair(0, group)",
+    "a tuple in a set": "{('first', group)}",
+    "a frozenset in a dict": "{'at': [frozenset([group])]}",
+    "a set deep within": "[[[[[[{group}]]]]]]",
+    "an attribute": "types.SimpleNamespace(groups=(group, {group}))",
+}
+
+
+def test_groups_in_whatever_holds_them_go_on(pools: Pools) -> None:
+    """After the group was formed again, each is one of the new generation and works; nothing else changed."""
+    cluster = pools.of(RANKS)
+    cluster.run(
+        "import types\nfrom collections import namedtuple\nPair = namedtuple('Pair', 'at group')\n"
+        "group = dist.new_group([0, 1, 2])\n"
+        f"held = dict({', '.join(f'k{i}={made}' for i, made in enumerate(HOLDERS.values()))})\n"
+        "def groups_in(it):\n"
+        "    if isinstance(it, dist.ProcessGroup): return [it]\n"
+        "    if isinstance(it, types.SimpleNamespace): it = vars(it)\n"
+        "    if isinstance(it, dict): it = list(it.values())\n"
+        "    if not isinstance(it, (list, tuple, set, frozenset)): return []\n"
+        "    return [g for each in it for g in groups_in(each)]\n"
+        "kinds = [type(it) for it in held.values()]\nold = id(group)\ndel group"
+    )
+    break_the_group(cluster)
+    record = cluster.run(
+        "wrong = [k for k, it in held.items() if not groups_in(it)"
+        " or any(g not in dist.distributed_c10d._world.pg_names for g in groups_in(it))]\n"
+        "ok = not wrong and kinds == [type(it) for it in held.values()]\n"
+        "for it in held.values() if ok else ():\n"
+        "    for g in groups_in(it):\n"
+        "        one = torch.ones(1)\n        dist.all_reduce(one, group=g)\n        assert one == 3\n"
+        "wrong, ok, 'other' in held['k1'], held['k3'].at"
+    )
+    assert {record[rank].value and record[rank].value.text for rank in range(RANKS)} == {
+        "([], True, True, 0)"
+    }
