@@ -1,7 +1,7 @@
 """What a group of ranks shows, piece by piece, before it becomes text or a page.
 
-Owns the order of the pieces: what was written and displayed, the traceback and how the
-process ended. Never cuts anything; `fitting` does.
+Owns the order of the pieces: what was written and displayed, the traceback (once, where several failed
+alike) and how the process ended. Never cuts anything; `fitting` does.
 """
 
 from __future__ import annotations
@@ -74,7 +74,23 @@ class Shown(NamedTuple):
 def shown(snapshot: Snapshot) -> list[Shown]:
     """All there is to show, by group; those that waited for a failed rank after it."""
     found = [Shown(group, list(_blocks(group))) for group in groups(snapshot)]
-    return sorted(found, key=lambda one: one.blocked)
+    return list(_folded(sorted(found, key=lambda one: one.blocked)))
+
+
+def _folded(found: list[Shown]) -> Iterator[Shown]:
+    """Ranks that wrote different things and failed at the same place: its lines are shown once.
+
+    Of the others the traceback's last line is left, which says what was raised and may differ.
+    """
+    first: dict[str, int] = {}
+    for one in found:
+        blocks = list(one.blocks)
+        for at, block in enumerate(blocks):
+            if isinstance(block, Lines) and block.kind == "traceback":
+                lines, _, last = block.head.rpartition("\n")
+                if (rank := first.setdefault(lines, one.group.ranks[0])) != one.group.ranks[0] and lines:
+                    blocks[at] = Lines("traceback", wording.as_on(rank, last))
+        yield Shown(one.group, blocks)
 
 
 def _blocks(group: Group) -> Iterator[Block]:

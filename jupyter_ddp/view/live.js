@@ -467,10 +467,10 @@ class Part {
   }
 
   // `rows`: how many lines at most; Infinity: all that is kept.
-  draw(members, leader, rows, wanted) {
+  draw(members, leader, rows, wanted, traceback) {
     const version = members.reduce((sum, rank) => sum + rank.version + (rank.open ? 0.5 : 0), 0);
     const ranks = members.map((rank) => rank.rank);
-    const key = `${version}/${ranks.length}/${ranks[0]}/${leader.rank}/${rows}/${wanted}`;
+    const key = `${version}/${ranks.length}/${ranks[0]}/${leader.rank}/${rows}/${wanted}/${traceback}`;
     if (key === this.drawn) return;
     this.drawn = key;
     this.ranks = ranks;
@@ -490,7 +490,6 @@ class Part {
     const room = rows === Infinity ? 256 : Math.max(1, rows);
     this.bars.replaceChildren(...bars.slice(0, room).map(barNode));
     if (bars.length > room) this.bars.append(element("div", "jddp-l jddp-gap", `… ${bars.length - room} more ranks`));
-    const traceback = members.find((rank) => rank.end)?.end?.traceback ?? "";
     if (traceback !== this.error) fill(this.traceback, traceback);
     this.error = traceback;
   }
@@ -531,6 +530,16 @@ class Part {
     this.rich.set(segment.number, { version: segment.version, of: segment, node });
     return node;
   }
+}
+
+// Lines that another group has shown already stand there once: as view/blocks.py has it.
+function tracebackOf(members, places) {
+  const text = members.find((rank) => rank.end)?.end?.traceback ?? "";
+  const cut = text.lastIndexOf("\n");
+  if (cut <= 0) return text;
+  const first = places.get(text.slice(0, cut)) ?? members[0].rank;
+  places.set(text.slice(0, cut), first);
+  return first === members[0].rank ? text : `${text.slice(cut + 1)}  (traceback as on rank ${first})`;
 }
 
 // Unfinished last lines, one row per rank, where they differ: progress bars.
@@ -842,8 +851,10 @@ class View {
       this.order = keys;
       this.arrange(parts);
     }
+    const places = new Map(); // of tracebacks: the rank that has it first
     parts.forEach((part, at) => {
-      if (part.visible || whole) part.draw(groups[at][0], groups[at][1], rows, this.wanted);
+      const traceback = tracebackOf(groups[at][0], places);
+      if (part.visible || whole) part.draw(groups[at][0], groups[at][1], rows, this.wanted, traceback);
     });
     if (!parts.length) this.drawNothing();
     if (whole && this.follow) this.toEnd();

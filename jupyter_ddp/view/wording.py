@@ -132,6 +132,11 @@ def gap(lines: int, outputs: int = 0) -> str:
     return f"… {words} not shown"
 
 
+def as_on(rank: int, last_line: str) -> str:
+    """In place of a traceback that `rank` has too, but for its last line (view/live.js has it too)."""
+    return f"{last_line}  (traceback as on rank {rank})"
+
+
 def one_line(text: str, max_chars: int = 500) -> str:
     """A rank's text as one line that does nothing but be read."""
     line = " ".join(strip(text[: 4 * max_chars]).split())

@@ -69,6 +69,11 @@ drawing = "<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>ale
 display({{"image/svg+xml": drawing}}, raw=True)
 print("all was shown"){UNTIL_GO}
 raise type("<img src=x onerror=alert(1)>", (Exception,), {{}})("<script>alert(1)</script>")"""
+FAILS_ALIKE = f"""\
+%%ddp
+print("written by rank", rank)
+if rank < 2:
+    {{}}[rank]{UNTIL_GO}"""
 HANG = f"""\
 %%ddp
 kept = 1.0
@@ -79,6 +84,7 @@ dist.barrier()"""
 DEATH = f"""\
 %%ddp
 import os, signal
+kept = 1.0
 print("the last words" if rank == 3 else "alive", flush=True)
 if rank == 3:
     os.kill(os.getpid(), signal.SIGKILL){UNTIL_GO}"""
@@ -88,7 +94,7 @@ AFTER = """\
 t = torch.tensor([1.0 if rank == 3 else kept])
 dist.all_reduce(t)
 print("sum", t.item())"""
-CELLS = [START, STREAMS, SAME, BARS, RICH, BLOCKED, HOSTILE, HANG, DEATH, HEAL, AFTER]
+CELLS = [START, STREAMS, SAME, BARS, RICH, BLOCKED, HOSTILE, FAILS_ALIKE, HANG, DEATH, HEAL, AFTER]
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +260,22 @@ def test_an_error_is_seen_before_the_cell_ends(lab: NotebookPage) -> None:
     assert live.body.locator("section").first.get_attribute("aria-label") == "✗ rank 2 · ZeroDivisionError"
     lab.wait(cell)
     assert lab.output(cell).locator(".jddp").count() == 0
+
+
+def test_tracebacks_are_folded_by_their_cause(server: JupyterServer, lab: NotebookPage) -> None:
+    """Two ranks that failed at the same place share its lines, live and saved; each alone has them all."""
+    cell = CELLS.index(FAILS_ALIKE)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("KeyError: 1  (traceback as on rank 0)")
+    assert live.body.inner_text().count("----> 4") == 1
+    live.tab(1)
+    live.sees("----> 4")
+    live.sees("written by rank 1")
+    (server.root / "go").touch()
+    lab.wait(cell)
+    assert lab.text(cell).count("----> 4") == 1
+    assert "KeyError: 1  (traceback as on rank 0)" in lab.text(cell)
 
 
 def test_no_hostile_text_is_more_than_text(server: JupyterServer, lab: NotebookPage) -> None:

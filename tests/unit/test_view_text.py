@@ -82,6 +82,34 @@ def test_identical_errors_once() -> None:
     )
 
 
+def test_tracebacks_of_one_place_once() -> None:
+    """Ranks that wrote different things and failed at one line: its lines once, what was raised each time."""
+    place = ["Traceback", "----> 3 table[rank]"]
+    errors = [CellError("KeyError", str(n), 3, [*place, f"KeyError: {n}"]) for n in range(2)]
+    other = CellError("KeyError", "0", 4, ["Traceback", "----> 4 names[rank]", "KeyError: 0"])
+    failed = [
+        rank(n, written(f"{n}\n"), verdict="error", error=e)
+        for n, e in enumerate([*errors, errors[0], other])
+    ]
+    assert shown(*failed) == dedent("""\
+        [rank 0 · KeyError]
+        0
+        Traceback
+        ----> 3 table[rank]
+        KeyError: 0
+        [rank 1 · KeyError]
+        1
+        KeyError: 1  (traceback as on rank 0)
+        [rank 2 · KeyError]
+        2
+        KeyError: 0  (traceback as on rank 0)
+        [rank 3 · KeyError]
+        3
+        Traceback
+        ----> 4 names[rank]
+        KeyError: 0""")
+
+
 @pytest.mark.parametrize(("lines", "words"), [(1434, "… 1,234 lines not shown"), (201, "… 1 line not shown")])
 def test_lines_left_out_are_counted(lines: int, words: str) -> None:
     """Head and tail, and between them how many lines there were."""
