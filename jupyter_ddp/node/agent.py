@@ -352,7 +352,8 @@ class Agent:
         try:
             for message, body in process.messages(data or b""):
                 self._heard(process, message, body)
-        except codec.CorruptStream:  # the cell has torn its own link: this rank is lost, and no other
+        except codec.CorruptStream as error:  # the cell has torn its own link: this rank is lost, no other
+            process.torn = str(error)
             process.signal(signal.SIGKILL, group=True)
             return False
         return data is None or len(data) > 0

@@ -6,6 +6,7 @@ process that got the same number.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import select
@@ -24,6 +25,7 @@ from jupyter_ddp.node.linux import oom_kills, process_state
 _READ_BYTES = 256 * 1024
 _STDERR_BYTES = 4 * 1024
 _MAX_READS = 64
+_MAX_REASON_CHARS = 200
 _STREAMS: tuple[m.Stream, m.Stream] = ("stdout", "stderr")
 
 
@@ -40,6 +42,8 @@ class RankProcess:
         self.pid = 0
         self.pidfd = -1
         self.cell = m.NO_CELL
+        self.torn = ""
+        """What is wrong with what it sends, which it is killed for."""
         self._doomed = False  # an order to kill it came before it was born
         self.ended: set[m.Stream] = set()
         """Pipes that nothing more will come from."""
@@ -125,9 +129,11 @@ class RankProcess:
             return self._read_view[:0]
 
     def messages(self, data: bytes | memoryview) -> Iterator[tuple[m.RankMessage, bytes]]:
-        """The messages that `data` completes, each with its body."""
+        """The messages that `data` completes, each with its body. Raises CorruptStream for what is none."""
         for body in self._reader.feed(data):
             message = codec.decode(codec.from_rank, body)
+            if message.rank != self.rank:
+                raise codec.CorruptStream(f"it speaks as rank {message.rank}")
             self._next_seq, self._generation = message.seq + 1, message.generation
             if isinstance(message, m.Output):
                 self._sent_bytes = message.offset + len(message.data)
@@ -201,7 +207,11 @@ class RankProcess:
         self._last_words(say)
         dump = self._crash[:].rstrip(b"\0").decode("utf-8", "replace")
         stderr = self._stderr.decode("utf-8", "replace").strip()
-        if words := words_of_crash(dump, self.cell):
+        words = words_of_crash(dump, self.cell)
+        if self.torn:
+            why = self.torn[:_MAX_REASON_CHARS]
+            words = f"rank {self.rank} was killed: what it sends is no message of its own ({why})\n"
+        if words:
             say(m.FdOutput(self.rank, self.cell, self._fd_seq, "stderr", words.encode()))
             stderr = f"{stderr}\n{words}".strip()
         return m.WorkerExited(
@@ -216,9 +226,10 @@ class RankProcess:
 
     def _last_words(self, say: Callable[[m.FdOutput | m.Output | bytes], None]) -> None:
         """What it had sent, what it had written to its pipes, and what it had not sent yet."""
-        while data := self.receive():
-            for _, body in self.messages(data):
-                say(codec.frame(body))
+        with contextlib.suppress(codec.CorruptStream):  # it was killed for that
+            while data := self.receive():
+                for _, body in self.messages(data):
+                    say(codec.frame(body))
         for output in self.drain():
             say(output)
         waiting = self.journal.waiting()

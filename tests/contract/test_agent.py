@@ -740,6 +740,23 @@ def test_a_rank_that_talks_nonsense_is_lost_alone(mortal: Agent) -> None:
     mortal.run_to_end("pass", 1)
 
 
+@pytest.mark.promise("a rank that speaks as another is lost alone, and nothing of it is passed on")
+def test_a_rank_that_speaks_as_another_is_lost_alone(mortal: Agent) -> None:
+    """Nothing of what it says for the other is passed on; the reason stands in its cell's stderr."""
+    mortal.start(0, 1)
+    mortal.run(
+        "import time\noutbox.rank = 1\n"
+        "for _ in range(1000): outbox.say(m.Notice, text='forged')\nouter = cells.recv(1)",
+        0,
+    )
+    assert mortal.next(m.WorkerExited).rank == 0
+    assert not any(isinstance(message, m.Notice) for message in mortal.heard)
+    told = b"".join(message.data for message in mortal.heard if isinstance(message, m.FdOutput))
+    assert b"rank 0 was killed: what it sends is no message of its own" in told
+    assert b"it speaks as rank 1" in told
+    mortal.run_to_end("pass", 1)
+
+
 # --- what ranks use -------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 
 import pytest
@@ -151,6 +152,23 @@ def test_a_cells_changes_to_its_process(pools: Pools) -> None:
     cluster.interrupt()
     cell.end(3)
     assert "interrupted" in cell.words
+
+
+@pytest.mark.promise("a script whose MASTER_PORT is taken joins the pool's group all the same")
+def test_a_port_that_is_taken(pools: Pools) -> None:
+    """Ours was bound once and is passed on; `env://` in a cell binds none, whatever the environment says."""
+    cluster = pools.of(2)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        script = (
+            f"import os\nos.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT='{port}')\n"
+            f"dist.init_process_group('gloo')\n{REDUCE}\ndist.destroy_process_group()"
+        )
+        for _ in range(2):
+            assert cluster.run(script).ok
+    assert cluster.run(REDUCE).ok
+    cluster.restart()
+    assert cluster.run(REDUCE).ok
 
 
 @pytest.mark.promise("a jump of the clock changes nothing")

@@ -1,7 +1,8 @@
-"""docs/promises.md names every promise that a test makes, and no other."""
+"""docs/promises.md names every promise that a test makes, and no other; for each fault, tests that exist."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -9,8 +10,8 @@ from types import ModuleType
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("promises_script", DOCS / "promises.py")
+def _script(name: str = "promises") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_script", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -54,3 +55,21 @@ def test_what_was_not_measured_keeps_its_time() -> None:
     promise = script.Promise("it ends", 3, "tests/fault/test_x.py::test_it")
     page = script.fill(f"{script.BEGIN}{script.END}", script.table([promise], {}, {"it ends": "0.50 s"}))
     assert script.shown(page)["it ends"] == "0.50 s"
+
+
+def test_the_faults_tests_are_there() -> None:
+    """Each is a function of its file, and a fault without any says why."""
+    script = _script("fault_matrix")
+    for row in script.ROWS:
+        assert row.tests or row.missing, row.fault
+        for test in row.tests:
+            file, _, function = test.partition("::")
+            body = ast.parse((DOCS.parent / "tests" / file).read_text()).body
+            assert function in {node.name for node in body if isinstance(node, ast.FunctionDef)}, test
+
+
+def test_the_page_has_the_faults() -> None:
+    """`python docs/fault_matrix.py --write` renews it."""
+    script = _script("fault_matrix")
+    page = script.PAGE.read_text()
+    assert script.fill(page) == page
