@@ -59,12 +59,12 @@ optimizer, epoch = torch.optim.Adam(model.parameters()), 0"""
 TRAINING = """\
 %%ddp
 while epoch < {epochs}:
-    epoch += 1
     for batch in torch.randperm(len(X))[rank::world_size].split(8):
         loss = torch.nn.functional.cross_entropy(model(X[batch].float()), y[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    epoch += 1
     print(f"epoch {{epoch}}: loss {{loss.item():.4f}}")"""
 WHO = "%%ddp\nimport os, pathlib\n_ = pathlib.Path(f'pid-{rank}').write_text(str(os.getpid()))"
 HEAL = "%ddp heal --from 0"

@@ -66,6 +66,8 @@ def saved_table(ranks: Sequence[PanelRank], backend: str, phase: str) -> dict[st
         "state": [state_word(r) for r in ranks],
         "last error": _errors(ranks),
     }
+    if phase == "forming":
+        phase = "ready"  # as it is in a moment: whether that has passed is chance
     page = _html(title(ranks, backend, phase), _rows(columns) if ranks else [])
     return {"text/plain": _text(ranks, backend, phase, columns), "text/html": page}
 

@@ -124,7 +124,7 @@ def test_what_is_saved_of_a_panel_is_the_same_in_the_next_run() -> None:
         for r in quiet
     ]
     table = saved_table(quiet, "gloo", "ready")
-    assert table == saved_table(later, "gloo", "ready")
+    assert table == saved_table(later, "gloo", "ready") == saved_table(later, "gloo", "forming")
     assert table["text/plain"].splitlines() == [
         "2 ranks, gloo, ready",
         "rank  device  state  last error",
