@@ -279,17 +279,38 @@ class CellRecord:
 
     def _fold_display(self, r: RankRecord, message: m.Display) -> None:
         try:
-            data, metadata = json.loads(message.data), json.loads(message.metadata)
+            rich = _rich(message)
         except (ValueError, RecursionError) as error:
             r.notices.append(f"an output could not be read: {error}")
             return
-        rich = Rich(data, metadata, message.display_id, message.result)
         if message.update:
             r.transcript.update(rich)
         else:
             r.transcript.display(rich)
         if message.result:
-            r.value = Value(data, metadata)
+            r.value = Value(rich.data, rich.metadata)
+
+    def displays(self, rank: int, display_id: str) -> bool:
+        """The rank has displayed something under this id in this cell, and has not cleared it."""
+        with self._lock:
+            r = self._ranks.get(rank)
+            return r is not None and any(
+                isinstance(s, Rich) and s.display_id == display_id for s in r.transcript
+            )
+
+    def update_display(self, message: m.Display) -> bool:
+        """Take a later cell's update of what was displayed in this one; False where nothing was."""
+        with self._lock:
+            try:
+                rich = _rich(message)
+            except (ValueError, RecursionError):
+                return True  # the cell that it came from says so
+            r = self._ranks.get(message.rank)
+            if r is None or not r.transcript.update(rich):
+                return False
+            self.version += 1
+            r.changed_at = self.version
+            return True
 
     def note(self, rank: int, text: str) -> None:
         """Say of a rank what no message of its own says."""
@@ -427,3 +448,8 @@ def _grouped(pairs: Iterable[tuple[str, int]]) -> list[tuple[str, list[int]]]:
     for words, rank in pairs:
         groups.setdefault(words, []).append(rank)
     return list(groups.items())
+
+
+def _rich(message: m.Display) -> Rich:
+    """Raises ValueError or RecursionError for what is no JSON that can be read."""
+    return Rich(json.loads(message.data), json.loads(message.metadata), message.display_id, message.result)

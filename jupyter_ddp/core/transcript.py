@@ -260,14 +260,17 @@ class Transcript:
                 before.omitted_lines += 1
             before.omitted_lines += gone.lines if isinstance(gone, Text) else 1
 
-    def update(self, rich: Rich) -> None:
-        """Replace what was displayed under this display id; a result stays one."""
+    def update(self, rich: Rich) -> bool:
+        """Replace what was displayed under this display id; a result stays one. False: nothing was."""
+        found = False
         for at, segment in enumerate(self._segments):
             if isinstance(segment, Rich) and rich.display_id and segment.display_id == rich.display_id:
                 new = Rich(rich.data, rich.metadata, rich.display_id, segment.result, segment.number)
                 self._segments[at] = new
                 self._updated.append(segment.number)
                 self.trail.step(_content(new))
+                found = True
+        return found
 
     def clear(self, wait: bool) -> None:
         """Empty the display, at once or when the next output comes."""

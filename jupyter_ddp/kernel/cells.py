@@ -45,6 +45,7 @@ class Cells:
         self._submit, self._interrupt, self._conditions = submit, interrupt, conditions
         self._executions: OrderedDict[int, Execution] = OrderedDict()
         self._numbers = itertools.count(1)
+        self._outdated: dict[int, CellRecord] = {}
 
     def run(
         self,
@@ -112,6 +113,13 @@ class Cells:
         """Of the last cells, oldest first."""
         return [execution.record for execution in self._executions.values()]
 
+    def outdated(self) -> list[CellRecord]:
+        """Those that a later cell has changed since the last call."""
+        found = []
+        while self._outdated:
+            found.append(self._outdated.popitem()[1])
+        return found
+
     @property
     def running(self) -> Execution | None:
         return next((e for e in reversed(list(self._executions.values())) if not e.done), None)
@@ -130,7 +138,22 @@ class Cells:
         execution = self._executions.get(message.cell)
         if execution is not None:
             execution.record.fold(message)
+            if type(message) is m.Display and message.update:
+                self._update_earlier(execution.record, message)
             execution.tell(message)
+
+    def _update_earlier(self, record: CellRecord, message: m.Display) -> None:
+        """What an earlier cell displayed is updated in that cell's record."""
+        if record.displays(message.rank, message.display_id):
+            return
+        for earlier in reversed(self.records()):
+            if earlier is not record and earlier.update_display(message):
+                self._outdated[earlier.cell] = earlier
+                return
+        record.note(
+            message.rank,
+            f"an update was not shown: the last {RECORDS_KEPT} cells have no display {message.display_id!a}",
+        )
 
     def note_death(self, exit: m.WorkerExited) -> None:
         """A rank has died that a cell waits for. Said in the cell at once: others may compute for hours."""

@@ -231,6 +231,10 @@ class Cluster:
         """The records of the last cells, oldest first."""
         return self._cells.records()
 
+    def outdated_records(self) -> list[CellRecord]:
+        """Of those, the ones in which a later cell has updated a display, since the last call."""
+        return self._cells.outdated()
+
     # -- looking ---------------------------------------------------------------------------------
 
     def where(self) -> str:

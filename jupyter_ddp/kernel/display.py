@@ -13,6 +13,7 @@ import msgspec
 from IPython.display import DisplayHandle, display
 
 from jupyter_ddp.core.record import CellRecord
+from jupyter_ddp.core.transcript import Rich
 from jupyter_ddp.kernel.front_end import is_terminal
 from jupyter_ddp.kernel.live import LiveView, LiveViews
 from jupyter_ddp.view.bundle import bundle
@@ -76,19 +77,35 @@ class CellDisplay:
     def _end(self, record: CellRecord) -> None:
         if record.silent and self._handle is None:
             return
+        page, updatable = self._page(record)
+        if self._handle is not None:
+            self._handle.update(page, raw=True)
+        else:
+            self._handle = display(page, raw=True, display_id=True if updatable else None)
+        if self._view is not None:
+            self._views.end(self._view)
+            self._view = None  # it knows the record, which would keep itself then
+
+    def redraw(self, record: CellRecord) -> None:
+        """A later cell has updated what this one displayed."""
+        if self._handle is not None:
+            self._handle.update(self._page(record)[0], raw=True)
+
+    @property
+    def stays(self) -> bool:
+        """It can be redrawn."""
+        return self._handle is not None
+
+    def _page(self, record: CellRecord) -> tuple[dict[str, str], bool]:
+        """The static page, and whether a later cell can update something in it."""
         snapshot = record.snapshot()
         if self._said:
             unsaid = tuple(
                 text for text in snapshot.announced if not self._said.issuperset(asides("", [text]))
             )
             snapshot = msgspec.structs.replace(snapshot, announced=unsaid)
-        page = bundle(snapshot)
-        if self._handle is None:
-            display(page, raw=True)
-        else:
-            self._handle.update(page, raw=True)
-        if self._view is not None:
-            self._views.end(self._view)
+        segments = (segment for r in snapshot.ranks for segment in r.segments)
+        return bundle(snapshot), any(isinstance(s, Rich) and s.display_id for s in segments)
 
 
 class StartDisplay:

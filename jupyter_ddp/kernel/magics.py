@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, magics_class, no_var_expand
@@ -29,6 +31,8 @@ from jupyter_ddp.kernel.options import (
 from jupyter_ddp.kernel.source import prepare
 from jupyter_ddp.view.status import saved_table, status_text
 
+_REDRAW_S = 1.0
+"""A running cell redraws an earlier one's page at most so often: the page is made as a whole each time."""
 _FRAMES_TO_CELL = 3
 """From a magic's helper through the magic and IPython's dispatch to the cell that called it."""
 
@@ -63,6 +67,9 @@ class DDPMagics(Magics):
         self._clusters = [Cluster(log_quota_bytes=self.log_quota)]
         """Their own, then those that were activated; the last is the current one."""
         self._views = LiveViews()
+        self._screens: WeakKeyDictionary[CellRecord, CellDisplay] = WeakKeyDictionary()
+        """Of cells that have ended: a later one may update what they displayed."""
+        self._redrawn_at = 0.0
 
     @observe("log_quota")
     def _quota_changed(self, change: Any) -> None:
@@ -150,7 +157,9 @@ class DDPMagics(Magics):
         def show(news: CellRecord, done: bool) -> bool:
             nonlocal record
             record = news
-            return screen.show(news, done)
+            behind = screen.show(news, done)
+            self._redraw_earlier(at_once=done)
+            return behind
 
         prepared = prepare(cell, first_line, self.shell)  # what is no Python starts no pool
         self._ensure_pool(options)
@@ -166,11 +175,22 @@ class DDPMagics(Magics):
                 hang_timeout_s=0.0 if live else self.hang_timeout,
             )
         finally:
+            if record is not None and screen.stays:
+                self._screens[record] = screen
             if record is not None and options.output is not None:
                 self.shell.user_ns[options.output] = record
         self._say_announcements()
         if record is not None:
             record.raise_for_error()
+
+    def _redraw_earlier(self, *, at_once: bool) -> None:
+        """Pages of earlier cells in which this one has updated a display; while it runs now and then."""
+        if not at_once and time.monotonic() < self._redrawn_at + _REDRAW_S:
+            return
+        for record in self.cluster.outdated_records():
+            self._redrawn_at = time.monotonic()
+            if (screen := self._screens.get(record)) is not None:
+                screen.redraw(record)
 
     def _ensure_pool(self, options: CellOptions) -> None:
         cluster, n = self.cluster, options.pool.n

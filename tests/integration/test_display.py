@@ -148,6 +148,29 @@ def test_display_id_updates(nb: NotebookKernel) -> None:
     assert "state 1" not in page["text/plain"]
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_an_earlier_cells_display_is_updated(nb: NotebookKernel, live: bool) -> None:
+    """On its own page, rank by rank; a page without any such display has no id that could be updated."""
+    nb.live = live
+    first = nb.good("%%ddp\nhandle = display(f'first {rank}', display_id=True)\nprint('below')")
+    assert not nb.good("%%ddp\nprint('plain')").outputs[0].get("transient", {}).get("display_id") or live
+    cell = nb.good("%%ddp -t 1\nhandle.update('second')")
+    for _, message in cell.messages:
+        if message["msg_type"] == "update_display_data":
+            first.take(message)
+    text = only_page(first)["text/plain"]
+    assert "first 1" not in text
+    assert text.count("second") == text.count("first 0") == 1
+    assert cell.outputs == []
+    assert "second" in only_page(first)["text/html"]
+
+
+def test_an_update_of_what_nobody_displayed_is_said(nb: NotebookKernel) -> None:
+    """One line, whatever the number of updates."""
+    page = only_page(nb.good("%%ddp\nfor i in range(3): display(i, display_id='nowhere', update=True)"))
+    assert page["text/plain"].count("no display 'nowhere'") == 1
+
+
 def test_clear_output(nb: NotebookKernel) -> None:
     """clear_output() empties the rank's own display, and no other's; the record keeps all text."""
     ranks = nb.ranks(

@@ -7,6 +7,7 @@ import io
 import json
 from typing import Any, NoReturn
 
+import msgspec
 import pytest
 
 from jupyter_ddp.core import messages as m
@@ -143,6 +144,26 @@ def test_an_update_changes_what_was_displayed(record: CellRecord, ranks: Ranks) 
     record.fold(ranks.displays(0, "new", display_id="d", update=True))
     texts = [s.data["text/plain"] for r in record.snapshot().ranks for s in r.segments if isinstance(s, Rich)]
     assert texts == ["new", "old"]
+
+
+def test_a_later_cell_updates_what_was_displayed(record: CellRecord, ranks: Ranks) -> None:
+    """It counts as a change of that rank; where nothing is under the id, nothing changes."""
+    record.fold(ranks.displays(0, "old", display_id="d"))
+    before = record.version
+    later = ranks.displays(0, "new", display_id="d", update=True)
+    for other in (
+        ranks.displays(0, "x", display_id="e", update=True),
+        msgspec.structs.replace(later, rank=9),
+    ):
+        assert not record.update_display(other)
+    assert record.version == before
+    assert record.displays(0, "d")
+    assert not record.displays(1, "d")
+    assert not record.displays(9, "d")
+    assert record.update_display(later)
+    assert record.version > before
+    texts = [s.data["text/plain"] for s in record.snapshot().ranks[0].segments if isinstance(s, Rich)]
+    assert texts == ["new"]
 
 
 def test_a_notice_is_said_once(record: CellRecord, ranks: Ranks) -> None:
