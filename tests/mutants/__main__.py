@@ -2,7 +2,8 @@
 
 Each mutant is tried in a process of its own that has everything else imported: the unit tests first, then
 the pool's machine under a few hundred random sequences. Survivors are listed.
-`python -m tests.mutants --at-least 90 [NAME …]`; ends with 1 below that.
+`python -m tests.mutants --at-least 90 [NAME …]`; ends with 1 below that. With `--tests property` it shows
+what the sequences alone notice.
 """
 
 from __future__ import annotations
@@ -46,24 +47,28 @@ ROOT = Path(__file__).parents[2]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--at-least", type=float, default=90.0, help="percent to be killed")
+    parser.add_argument("--tests", default="", help="only by the tests whose path has this in it")
+    parser.add_argument("--every", type=int, default=1, help="try one mutant of so many")
     parser.add_argument("modules", nargs="*", default=list(MODULES))
     chosen = parser.parse_args()
+    for name, tests in MODULES.items():
+        MODULES[name] = [test for test in tests if chosen.tests in test]
     os.environ["JUPYTER_DDP_POOL_EXAMPLES"] = str(EXAMPLES)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # others' plugins take longer to load than the tests
     share = 100.0
     for name in chosen.modules:
-        share = min(share, _try_all(name))
+        share = min(share, _try_all(name, chosen.every))
     return int(share < chosen.at_least)
 
 
-def _try_all(name: str) -> float:
-    """Percent of this module's mutants that were killed."""
+def _try_all(name: str, step: int) -> float:
+    """Percent of this module's mutants, or of one of so many, that were killed."""
     path = ROOT / (name.replace(".", "/") + ".py")
     source = path.read_text()
     began = time.monotonic()
     assert _survives(name, path, Mutant(0, "", source), 600), "the tests fail without any mutation"
     limit_s = PATIENCE * (time.monotonic() - began)
-    every = list(mutants(source))
+    every = list(mutants(source))[::step]
     began = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         survived = list(threads.map(lambda mutant: _survives(name, path, mutant, limit_s), every))

@@ -17,6 +17,7 @@ from typing import Any, assert_never, get_args
 
 import hypothesis
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -701,6 +702,7 @@ def _unkillable(effect: ev.Effect) -> set[int]:
     return set()
 
 
+@pytest.mark.timeout(900)  # ten thousand sequences take half a minute; on a busy machine, minutes
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 @given(st.binary(min_size=24, max_size=120))
 def test_whatever_happens(script: bytes) -> None:

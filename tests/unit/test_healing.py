@@ -48,6 +48,12 @@ def test_a_dead_rank_is_replaced_and_a_group_formed_among_all(wounded: Desk) -> 
     assert tells(wounded.run(0, 1, 2), m.RunCell) == [0, 1, 2]
 
 
+def test_a_heal_has_its_time_from_the_request_on(wounded: Desk) -> None:
+    """As long as its variables may take to copy, and no longer."""
+    heal(wounded, 2)
+    assert wounded.pool.next_deadline == wounded.now + healing.COPY_TIMEOUT_S
+
+
 def test_the_source_of_the_variables_is_told_to_all(wounded: Desk) -> None:
     """Every rank knows who copies to whom; the next group that is formed knows nothing of it."""
     heal(wounded, 2)
