@@ -61,7 +61,7 @@ soak: $(STAMP) ## 10,000 cells, 500 schedules of faults, a million malformed fra
 	JUPYTER_DDP_SOAK=10000 JUPYTER_DDP_SCHEDULES=500 JUPYTER_DDP_FRAMES=1000000 \
 		JUPYTER_DDP_POOL_EXAMPLES=100000 $(BIN)/python -m pytest --timeout=0 \
 		tests/soak tests/fault/test_nemesis.py tests/property/test_malformed.py tests/property/test_pool_machine.py \
-		tests/fault/test_owners_die.py --all
+		tests/fault/test_crash_table.py tests/fault/test_owners_die.py --all
 
 mutants: $(STAMP) ## small changes to the pool's machine: whether the tests notice: docs/mutants.md
 	$(BIN)/python -m tests.mutants
