@@ -198,11 +198,10 @@ class Cells:
         execution.record.hang("")
         execution.finish()
 
-    def end_all(self, refusal: str) -> None:
+    def end_all(self, why: str) -> None:
         """Nobody will say any more how those that run have ended."""
         for execution in self._open():
-            execution.refusal = refusal
-            execution.finish()
+            execution.abandon(why)
 
     def _open(self) -> list[Execution]:
         return [execution for execution in list(self._executions.values()) if not execution.done]

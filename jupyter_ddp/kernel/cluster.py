@@ -68,7 +68,7 @@ class Cluster:
             preload,
             on_effect=self._on_effect,
             on_message=self._on_message,
-            on_end=self._refuse_running,
+            on_end=self._end_running,
         )
         self._cells = Cells(life.submit, life.interrupt, lambda: self._roster.notes(life.pool))
         self._roster = Roster(self._cells)
@@ -165,8 +165,8 @@ class Cluster:
         if feed is not None:
             feed.close()
 
-    def _refuse_running(self) -> None:
-        self._cells.end_all("the cluster was closed while the cell ran")
+    def _end_running(self) -> None:
+        self._cells.end_all("the cluster was closed")
 
     def __enter__(self) -> Self:
         try:

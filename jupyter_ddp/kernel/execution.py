@@ -68,6 +68,14 @@ class Execution:
         self._something_shown = True
         self.news.set()
 
+    def abandon(self, why: str) -> None:
+        """Nothing more will be heard of it: it ends here on the ranks that it has not ended on."""
+        self.record.hang("")
+        for r in self.record:
+            if r.verdict is None:
+                self.record.settle(r.rank, "unknown", why)
+        self.finish()
+
     def finish(self) -> None:
         self.ended.set()
         self.news.set()

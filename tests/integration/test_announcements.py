@@ -33,6 +33,7 @@ def watched(nb: NotebookKernel) -> Iterator[NotebookKernel]:
         for _ in range(3):
             nb.interrupt()
         nb.wait(cell, 20)
+    nb.good(f"%ddp start -n {RANKS}", 60)  # which is there but after some tests
     nb.good("%ddp heal", 60)
 
 
@@ -153,3 +154,42 @@ def test_in_a_terminal_it_is_printed_at_once(tmp_path: Path) -> None:
     assert text.count(BREAKING.format(0)) == 1, text + done.stderr
     assert text.index(BREAKING.format(0)) < text.index("\non")
     assert "interrupted by --timeout 0.5" in text
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        ("close", "the cluster was closed"),
+        ("stop", "the pool was stopped"),
+        ("restart", "the pool was stopped"),
+    ],
+)
+def test_the_view_of_a_cell_whose_pool_is_taken_away(watched: NotebookKernel, act: str, words: str) -> None:
+    """From another thread, as the panel's buttons do: the cell fails, and its page says why."""
+    watched.good("%ddp start -n 2", 60)
+    watched.good(
+        "import threading\nfrom pathlib import Path\n"
+        "cluster = get_ipython().magics_manager.registry['DDPMagics'].cluster\n"
+        "def take_away(act):\n"
+        "    while not Path('on0').exists(): pass\n"
+        "    Path('on0').unlink()\n"
+        "    getattr(cluster, act)()\n"
+        f"thread = threading.Thread(target=take_away, args=('{act}',)); thread.start()"
+    )
+    try:
+        cell = watched.send(
+            "%%ddp -o r\nprint('partial', flush=True)\nimport time\ntime.sleep(0.5)\n"
+            "open(f'on{rank}', 'w')\ntime.sleep(60)"
+        )
+        watched.wait(cell, 20)
+        assert words in cell.error
+        page = saved(cell)
+        for form in page.values():
+            assert words in form
+            assert "partial" in form
+            assert "running" not in form
+        assert watched.evaluate("list(r.verdicts.values())") == ["unknown"] * RANKS
+        assert watched.evaluate("cluster.records()[-1] is r")
+    finally:
+        watched.good("thread.join(30)")
+    assert watched.good("%%ddp -n 2\nprint('again')", 60).text.count("again") == 1
