@@ -60,7 +60,10 @@ def changes(depth: int = DEPTH) -> set[_Change]:
 
 
 def _events(pool: p.Pool) -> Iterator[tuple[str, ev.Event]]:
-    """What can come now, each with its name: requests, then the ranks' and the agent's news."""
+    """What can come now, each with its name: requests, then the ranks' and the agent's news.
+
+    Left out is that a cell takes long: of itself it never ends anything.
+    """
     yield "start", ev.StartRequested(make_plan(RANKS, ()), _SURROUNDINGS)
     yield "cell", ev.CellRequested(1, tuple(pool.ranks), "pass", False, 1)
     for n in (RANKS - 1, RANKS + 1):
@@ -127,7 +130,7 @@ def _reduced(name: str, value: Any, pool: p.Pool) -> Any:
     if isinstance(value, msgspec.Struct):
         return type(value).__name__
     if isinstance(value, Ladder):
-        return value._step, min(value.presses, 3), value._announced_at is not None, value._looked
+        return value._step, min(value.presses, 3), value._announced_at is not None
     if isinstance(value, RunningCell):  # which knows the pool's members and its look-out
         own = {key: item for key, item in vars(value).items() if key not in ("_members", "_lookout")}
         return [(key, _reduced(key, item, pool)) for key, item in own.items()]

@@ -75,9 +75,16 @@ class Ticked(Struct, frozen=True):
     """The time that `next_deadline` named has come."""
 
 
+class CellTookLong(Struct, frozen=True):
+    """Somebody has waited long for the cell (again), and may wonder whether its ranks live."""
+
+    cell: int
+
+
 Event = (
     StartRequested
     | CellRequested
+    | CellTookLong
     | LookRequested
     | ResizeRequested
     | HealRequested

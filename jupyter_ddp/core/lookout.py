@@ -14,10 +14,12 @@ from msgspec import Struct
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.events import Effect, HangSeen, SendToNodes
 from jupyter_ddp.core.hang import Explanation, explain, needs, unheard
-from jupyter_ddp.core.steps import Sight, Steps, out_of_step
+from jupyter_ddp.core.steps import Sight, Sights, Steps, out_of_step
 
 LOOK_TIMEOUT_S = 1.5
 """An agent answers for a silent rank after a second."""
+SILENT_S = 9.5
+"""So long in C code that holds the GIL is told unasked: ten seconds, but for the time between two looks."""
 LOOK_PAUSE_S = 5.0
 """Ranks that are stuck say so each ten seconds, each at its own time: one look serves them all."""
 
@@ -30,8 +32,16 @@ class Purpose(enum.Enum):
     """The user has asked twice, or waited; what keeps the ranks?"""
     PEERS = "peers"
     """A rank has failed: does anybody wait for it?"""
+    SILENCE = "silence"
+    """The cell takes long: does the Python code of every rank run?"""
     STEPS = "steps"
     """The cell has ended: are all at the same collective?"""
+
+
+def silence(sights: Sights, running: Set[int]) -> str:
+    """Who has not run any Python code for long; a process that is stopped has a notice of its own."""
+    long = {rank: s for rank, s in sights.items() if isinstance(s, m.RankUnseen) and s.silent_s >= SILENT_S}
+    return unheard({rank: s for rank, s in long.items() if rank in running and s.state not in ("T", "t")})
 
 
 class Findings(Struct, frozen=True):
@@ -41,6 +51,8 @@ class Findings(Struct, frozen=True):
     hang: Explanation | None
     unheard: str
     """Who does not hear an interrupt, in words."""
+    silence: str
+    """Who has been in C code for long, in words."""
     out_of_step: str
     certain: bool
     """Every rank has answered."""
@@ -63,6 +75,8 @@ class Lookout:
         self._stuck: dict[int, float] = {}
         """Since when each rank that waits for others has done so."""
         self._looked: float | None = None
+        self._explained: float | None = None
+        """When the ranks were last asked for a reason that explains a hang too."""
         self.hang_text = ""
         """What the user sees of a hang."""
         self.deadline: float | None = None
@@ -90,6 +104,8 @@ class Lookout:
         self._number -= 1
         self._awaited, self._sights = set(asked), {}
         self.deadline, self._looked = now + LOOK_TIMEOUT_S, now
+        if purpose is not Purpose.SILENCE:
+            self._explained = now
         return [SendToNodes(asked, m.Tell(list(asked), m.Look(self._number)))]
 
     @property
@@ -117,11 +133,18 @@ class Lookout:
         return Findings(
             purposes,
             hang,
-            unheard({rank: sight for rank, sight in sights.items() if rank in running}, broken),
+            unheard({rank: sights[rank] for rank in running & sights.keys()}, broken),
+            silence(sights, running),
             "" if running else out_of_step(sights),
             not late,
             late or any(needs(sight, ended, world_size) for sight in waiting),
         )
+
+    def words(self, found: Findings, pressed: bool) -> str:
+        """What the user is to see of all that: the hang, where a rank is stuck, else who is silent."""
+        if found.hang is not None and (self._stuck or Purpose.HANG in found.purposes):
+            return found.hang.text
+        return found.unheard if pressed else found.silence
 
     # -- hangs -----------------------------------------------------------------------------------
 
@@ -133,7 +156,8 @@ class Lookout:
             self._stuck.pop(event.rank, None)
             return [] if self._stuck else self.tell(event.cell, "")
         self._stuck.setdefault(event.rank, now - event.for_s)
-        if self.deadline is not None or (self._looked is not None and now < self._looked + LOOK_PAUSE_S):
+        is_open = self.deadline is not None and self._purposes != {Purpose.SILENCE}
+        if is_open or (self._explained is not None and now < self._explained + LOOK_PAUSE_S):
             return []
         return self.look(Purpose.HANG, alive, now)
 

@@ -19,6 +19,7 @@ from jupyter_ddp.core.events import (
     Announced,
     CellRefused,
     CellRequested,
+    CellTookLong,
     Effect,
     Event,
     HealRequested,
@@ -133,6 +134,8 @@ class Pool:
             case m.RankSeen() | m.RankUnseen():
                 last = self._lookout.take(event)
                 return self._go_on(self._cell.looked(now), now) if last and self._cell else []
+            case CellTookLong():
+                return self._cell.took_long(event, now) if self._cell else []
             case LookRequested():
                 return [tell_ranks(self.alive, m.Look(event.number, event.full))] if self.alive else []
             case CellRequested():

@@ -20,6 +20,7 @@ from jupyter_ddp.core.bounds import (
 from jupyter_ddp.core.events import (
     CellEnded,
     CellRequested,
+    CellTookLong,
     Effect,
     signal_ranks,
 )
@@ -219,6 +220,12 @@ class RunningCell:
             return []
         return self._lookout.hear(event, self.waiting, self._members.alive, now)
 
+    def took_long(self, event: CellTookLong, now: float) -> list[Effect]:
+        """Whoever waits for it may wonder whether its ranks live."""
+        if event.cell != self.cell or not self.waiting or self._lookout.open_look is not None:
+            return []
+        return self._lookout.look(Purpose.SILENCE, self._members.alive, now)
+
     def looked(self, now: float) -> list[Effect]:
         """The answers are there, or as many as there will be."""
         ended, world_size = set(self._verdicts), len(self._members.ranks)
@@ -235,10 +242,11 @@ class RunningCell:
         if Purpose.INTERRUPT in found.purposes and found.unheard:
             return self._lookout.tell(self.cell, found.unheard)
         effects: list[Effect] = []
-        if Purpose.HANG in found.purposes:
-            effects += self._lookout.tell(self.cell, found.hang.text if found.hang else "")
-            if found.hang is not None and found.hang.out_of_step:
-                effects += self._end_hang(now)
+        if found.purposes & {Purpose.HANG, Purpose.SILENCE}:
+            words = self._lookout.words(found, pressed=bool(self._ladder.presses))
+            effects += self._lookout.tell(self.cell, words)
+        if Purpose.HANG in found.purposes and found.hang is not None and found.hang.out_of_step:
+            effects += self._end_hang(now)
         return effects
 
     @property

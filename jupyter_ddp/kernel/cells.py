@@ -90,7 +90,8 @@ class Cells:
             self._forget_surplus()  # while the ranks are at work
             for rank, text in self._conditions().items():
                 execution.note(rank, text)
-            follow = Follower(execution, exchange.wait, on_news)
+            took_long = ev.CellTookLong(cell)
+            follow = Follower(execution, exchange.wait, on_news, lambda: exchange.submit(took_long))
             while not execution.done:
                 follow.step()
             if on_news is not None and not execution.refusal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from jupyter_ddp.core import events as ev
@@ -92,12 +93,36 @@ class Follower:
     """A cell that ends this soon after its first output is shown once, at its end."""
     INTERVAL_S = 0.1
 
-    def __init__(self, execution: Execution, wait: Wait, on_news: OnNews | None) -> None:
-        self._execution, self._wait, self._on_news = execution, wait, on_news
+    LONG_S, AGAIN_S, HELD_UP_S = 10.0, 5.0, 2.0
+    """When it is asked what the ranks do: first, then every so often, and while something holds them up."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        wait: Wait,
+        on_news: OnNews | None,
+        on_long: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._execution, self._wait, self._on_news, self._on_long = execution, wait, on_news, on_long
         self._pause_s = self.FIRST_S
+        self._ask_at = 0.0
 
     def step(self) -> None:
         """Wait for news, and pass it on."""
+        self._step()
+        if not self._execution.done:
+            self._wonder()
+
+    def _wonder(self) -> None:
+        """It takes long: have somebody ask the ranks what they do."""
+        now = time.monotonic()
+        if not self._ask_at:
+            self._ask_at = now + self.LONG_S
+        elif now >= self._ask_at:
+            self._ask_at = now + (self.HELD_UP_S if self._execution.record.held_up else self.AGAIN_S)
+            self._on_long()
+
+    def _step(self) -> None:
         execution = self._execution
         if self._on_news is None:
             self._wait(execution.ended, 1.0)

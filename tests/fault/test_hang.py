@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
@@ -106,6 +107,29 @@ def test_where_at_any_time(pools: Pools, promised: Stopwatch) -> None:
     assert "stopped (state T)" in lines[4]
     cell.end()
     assert "all_reduce #1 (line 7)" in cluster.dump()
+
+
+@pytest.mark.promise("a rank in C code that holds the GIL is named, though nobody waits for it", bound_s=17)
+def test_c_code_that_holds_the_gil(pools: Pools, promised: Stopwatch) -> None:
+    """After ten seconds, with what an interrupt would do; the notice goes when the call has returned."""
+    cluster = pools.of(2)
+    cell = RunningCell(
+        cluster,
+        "import ctypes, time\nprint('on', flush=True)\ntime.sleep(0.4)\n"
+        "if rank: time.sleep(0.4); ctypes.PyDLL(None).sleep(17)\ntime.sleep(8)",
+    )
+    cell.until("on")
+    with promised():
+        eventually(lambda: hang_of(cell), 25)
+    assert re.fullmatch(
+        r"rank 1 has been in C code for 1\d s \(line 4\): an interrupt is heard only after that; "
+        r"the third interrupt kills it",
+        hang_of(cell),
+    )
+    eventually(lambda: not hang_of(cell), 15)
+    assert cell.running
+    cell.end()
+    assert cell.words == ""
 
 
 def test_an_interrupt_says_who_is_in_c_code(pools: Pools) -> None:

@@ -43,6 +43,7 @@ BUSY = {
     "loop": "while True: pass",
     "collective": f"if rank: time.sleep(60)\n{REDUCE}",
     "print": "while True: print('x' * 40)",
+    "backtracking": "import re; re.match('(a+)+$', 'a' * 60 + 'b')",
     "command": "import subprocess; subprocess.run(['sleep', '60'])",
 }
 

@@ -226,7 +226,8 @@ class Judge:
             case m.Tell(_, m.BreakGroup()):
                 self.broken, self.broken_at = True, self.world.now
             case m.Tell(ranks, m.Look(number)):
-                assert set(ranks) == {r for r, q in self.members.items() if not q.exit_heard}
+                living = {r for r, q in self.members.items() if not q.exit_heard}
+                assert {r for r in living if self.members[r].birth_heard} <= set(ranks) <= living
                 assert number < 0 or number in self.looks, "asked for nobody"
                 self.looks.discard(number)
             case m.Tell():
@@ -580,6 +581,7 @@ class World:
         may += [lambda c: self.handle(ev.HealRequested(SURROUNDINGS, c // 4 if c % 2 else None))] * 4
         may += [lambda _: self.handle(ev.InterruptRequested())] * 4
         may += [lambda c: self.handle(ev.LookRequested(1 + c, c % 2 > 0))]
+        may += [lambda _: self.handle(ev.CellTookLong(self.cells))]
         may += [lambda _: self.handle(ev.StopRequested())]
         may += [lambda _: self.tick()] * 2
         may += [lambda c: self._wait(c / 10)]
@@ -675,7 +677,7 @@ def _seen(process: Process, look: int) -> m.RankSeen | m.RankUnseen:
     """An answer out of the rank's number and the question's: in step, behind, elsewhere, or none at all."""
     kind = (process.rank * 7 - look * 3) % 8
     if kind == 7:
-        return m.RankUnseen(process.rank, look, 1, 1, "RT"[look % 2], 2.0)
+        return m.RankUnseen(process.rank, look, 1, 1, "RT"[look % 2], 2.0 + look % 3 * 6)
     waits = bool(_cell(process)) and kind < 4
     op = "broadcast" if kind == 6 else "all_reduce"
     call = m.Call(1 + kind % 2, op, 3, "line 3", finished=not waits)

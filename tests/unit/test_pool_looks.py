@@ -127,8 +127,63 @@ def test_a_rank_waits_for_a_failed_one_only_later(two: Desk) -> None:
     assert breaks(1, 0, 1) in sees(two, 1, 0)
 
 
+def unseen(desk: Desk, rank: int, state: str = "R", silent_s: float = 12.0) -> list[ev.Effect]:
+    """The agent answers for a rank that does not."""
+    look = desk.pool.open_look
+    assert look is not None
+    return desk.handle(m.RankUnseen(rank, look, desk.cells, 3, state, silent_s))
+
+
+IN_C = (
+    "rank 1 has been in C code for 12 s (line 3): an interrupt is heard only after that; "
+    "the third interrupt kills it"
+)
+
+
+def test_a_rank_in_c_code_is_told_though_nobody_waits_for_it(two: Desk) -> None:
+    """Who waits for the cell asks after ten seconds; the notice goes when the rank answers again."""
+    two.run(0, 1)
+    assert tells(two.handle(ev.CellTookLong(1)), m.Look) == [0, 1]
+    sees(two, 0, 0, doing="computing")
+    assert unseen(two, 1) == [ev.HangSeen(1, IN_C)]
+    two.handle(ev.CellTookLong(1))
+    sees(two, 0, 0, doing="computing")
+    assert sees(two, 1, 0, doing="computing") == [ev.HangSeen(1, "")]
+
+
+@pytest.mark.parametrize(("state", "silent_s"), [("R", 3.0), ("T", 60.0), ("", 60.0)])
+def test_a_moment_in_c_code_a_stopped_rank_and_a_dead_one_are_told_otherwise(
+    two: Desk, state: str, silent_s: float
+) -> None:
+    """Only who holds the GIL for ten seconds is named unasked."""
+    two.run(0, 1)
+    two.handle(ev.CellTookLong(1))
+    sees(two, 0, 0, doing="computing")
+    assert unseen(two, 1, state, silent_s) == []
+
+
+def test_nothing_is_asked_while_the_ranks_are_asked_already_or_have_ended(two: Desk) -> None:
+    two.run(0, 1)
+    two.handle(ev.CellTookLong(1))
+    assert two.handle(ev.CellTookLong(1)) == []
+    assert two.handle(ev.CellTookLong(7)) == []
+
+
 def test_where_asks_all_living_ranks(two: Desk) -> None:
     """At any time; the number is the asker's."""
     two.run(0, 1)
     (asked,) = two.handle(ev.LookRequested(5, True))
     assert asked == ev.SendToNodes((0, 1), m.Tell([0, 1], m.Look(5, True)))
+
+
+def test_who_waits_for_the_cell_does_not_keep_a_hang_from_being_explained(two: Desk) -> None:
+    """Asked for the one reason, the ranks are asked again for the other, at once."""
+    two.run(0, 1)
+    two.handle(ev.CellTookLong(1))
+    assert tells(stuck(two, 0), m.Look) == [0, 1]
+    sees(two, 0, 1, doing="waiting", waits_in="all_reduce", line=3)
+    assert sees(two, 1, 0, doing="sleeping", place="line 2") == [ev.HangSeen(1, HANG)]
+    two.after(2)
+    two.handle(ev.CellTookLong(1))
+    sees(two, 0, 1, doing="waiting", waits_in="all_reduce", line=3)
+    assert sees(two, 1, 0, doing="sleeping", place="line 2") == []
