@@ -15,8 +15,10 @@ import textwrap
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from msgspec import Struct
@@ -33,6 +35,8 @@ RESCUE_S = 1.5
 """After so long a user presses interrupt (again) where ranks wait for one that will never come."""
 NOTICED_S = 1.0
 """How soon the death of an idle rank is known. (Half a second, on a machine with nothing else to do.)"""
+MOVE_S = 30.0
+"""The longest that a restart may take, on a machine that does much else; others take less."""
 HANG_S = 40.0
 """After this a cell hangs for good."""
 
@@ -86,8 +90,20 @@ class Fault(Struct, frozen=True):
     rank: int = 0
 
     def __str__(self) -> str:
-        whom = f" rank {self.rank}" if self.kind not in ("interrupt",) else ""
+        whom = f" rank {self.rank}" if self.kind.startswith("SIG") else ""
         return f"{1000 * self.after_s:.0f} ms later: {self.kind}{whom}"
+
+
+class Move(Struct, frozen=True):
+    """What the user asks of the pool after a cell, and what happens meanwhile."""
+
+    kind: Literal["restart", "resize", "heal"]
+    size: int = WORLD
+    fault: Fault | None = None
+
+    def __str__(self) -> str:
+        size = f" to {self.size}" if self.kind == "resize" else ""
+        return f"{self.kind}{size}{f', {self.fault}' if self.fault else ''}"
 
 
 class Step(Struct, frozen=True):
@@ -101,6 +117,10 @@ class Step(Struct, frozen=True):
     """A rank leaves out what others wait for: nobody but the user can help."""
     afterwards: Fault | None = None
     """What is done when the cell has just ended, and its group is perhaps being formed again."""
+    move: Move | None = None
+    """What is asked of the pool when it is whole again."""
+    healing: Fault | None = None
+    """What happens while it is healed, if a rank has died."""
 
 
 class Schedule:
@@ -109,6 +129,7 @@ class Schedule:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self._random = random.Random(seed)
+        self._further = random.Random(f"{seed}: moves")  # what was added later leaves a seed's cells alone
         self.steps = [self._step(number) for number in range(self._random.randint(2, 4))]
 
     def _step(self, number: int) -> Step:
@@ -135,7 +156,23 @@ class Schedule:
         if chance.random() < 0.3:
             kind = chance.choice(["SIGKILL", "SIGKILL", "interrupt"])
             last = Fault(chance.choice([0, chance.uniform(0, 0.02)]), kind, chance.randrange(WORLD))
-        return Step(body, faults, frozenset(raises), lonely, last)
+        more = self._further
+        if (servant := more.choices(["", "agent", "forkserver"], [96, 2, 2])[0]) != "":
+            faults += (Fault(more.uniform(0, 0.1), servant),)
+        move = self._move() if more.random() < 0.2 else None
+        healing = self._fault_of_a_rank() if more.random() < 0.15 else None
+        return Step(body, faults, frozenset(raises), lonely, last, move, healing)
+
+    def _move(self) -> Move:
+        kind: Literal["restart", "resize", "heal"] = self._further.choice(
+            ["restart", "resize", "resize", "heal"]
+        )
+        size = self._further.choice([1, WORLD - 1, WORLD + 1])
+        return Move(kind, size, self._fault_of_a_rank() if self._further.random() < 0.4 else None)
+
+    def _fault_of_a_rank(self) -> Fault:
+        kind = self._further.choice(["SIGKILL", "SIGKILL", "interrupt"])
+        return Fault(self._further.uniform(0, 0.4), kind, self._further.randrange(WORLD))
 
     def _cell(self, number: int) -> int:
         return self.seed * 100 + number
@@ -191,11 +228,12 @@ class Schedule:
 
 
 def seeds(config: pytest.Config) -> range:
-    """The schedules that this run of pytest is for."""
+    """The schedules that this run of pytest is for: one, or JUPYTER_DDP_SCHEDULES, as "50" or "250:500"."""
     seed = config.getoption("--nemesis-seed")
     if seed is not None:
         return range(seed, seed + 1)
-    return range(int(os.environ.get("JUPYTER_DDP_SCHEDULES", "50")))
+    first, _, end = os.environ.get("JUPYTER_DDP_SCHEDULES", "50").rpartition(":")
+    return range(int(first or 0), int(end))
 
 
 class Broken(AssertionError):
@@ -209,11 +247,14 @@ class Nemesis:
         self.cluster = cluster
         self._book, self._begun = folder / "book", folder / "begun"
         self.history: list[str] = []
+        self.deeds: Counter[str] = Counter()
+        """How often what was done, in all schedules."""
         self._token = 0
         self._killed: set[int] = set()
         self._pids: list[int] = []
         self._kept: dict[int, list[int]] = {}
         self._presses = 0
+        self._servants_killed: set[str] = set()
         self._done = threading.Event()
 
     # -- one schedule ------------------------------------------------------------------------------
@@ -228,7 +269,8 @@ class Nemesis:
                 self._start()
             for step in schedule.steps:
                 self._take(step)
-                self._recover()
+                if self._recover(step) and step.move is not None:
+                    self._make(step.move)
         except (PoolError, AssertionError) as error:
             raise Broken("\n".join([f"{type(error).__name__}: {error}", *self.history])) from error
 
@@ -238,6 +280,7 @@ class Nemesis:
     def _start(self) -> None:
         self._note("start")
         (self.cluster.restart if self.cluster.running else self.cluster.start)(WORLD)
+        self._servants_killed.clear()
         self._introduce()
 
     def _introduce(self) -> None:
@@ -252,39 +295,53 @@ class Nemesis:
     def _books(self) -> str:
         return BOOKS.format(book=str(self._book), begun=str(self._begun))
 
-    def _recover(self) -> None:
-        """What lives has kept what it had; with the dead replaced, the pool works."""
+    def _recover(self, step: Step) -> bool:
+        """What lives has kept what it had; with the dead replaced, the pool works. False: it is a new one."""
+        if "agent" in self._servants_killed:
+            _eventually(lambda: all(map(_ended, self._pids)), "the ranks have ended with their agent")
+            _eventually(lambda: not self.cluster.running, "the pool is lost")
+            self._start()
+            return False
         _eventually(lambda: all(_ended(self._pids[rank]) for rank in self._killed), "the killed have ended")
         dead = [rank for rank, pid in enumerate(self._pids) if _ended(pid)]
         asked = set(range(WORLD)) if self._presses >= 3 else self._killed
         assert set(dead) <= asked, f"ranks {dead} died unasked; only {self._killed} were killed"
         if len(dead) == WORLD:
             self._start()
-            return
+            return False
         _eventually(lambda: self._dead() == dead, f"ranks {dead} are seen to be dead")
         self._check_kept([rank for rank in range(WORLD) if rank not in dead])
         if dead:
-            self._replace(dead)
+            self._replace(dead, step.healing)
+        self._check_whole()
+        return True
+
+    def _check_whole(self) -> None:
+        """Every group works, and nothing is left of those that are gone."""
         record = self._bounded("reduces() + reduces(every) + (reduces(pair) if rank < 2 else 2)")
         values = [rank.value.text if rank.value else "" for rank in record]
         assert values == [f"{2.0 * WORLD + 2}"] * WORLD, values
         assert not (left := self._strays()), f"orphans: {left}"
 
-    def _check_kept(self, ranks: list[int]) -> None:
+    def _check_kept(self, ranks: Collection[int]) -> None:
         """These are the processes that they were, with the variables that they had."""
-        record = self._bounded("(os.getpid(), token, kept)", ranks)
+        record = self._bounded("(os.getpid(), token, kept)", list(ranks))
         for rank in ranks:
             value, expected = record[rank].value, (self._pids[rank], self._token, self._kept[rank])
             assert value is not None
             assert value.text == repr(expected), f"rank {rank} has {value.text}, not {expected}"
 
-    def _replace(self, dead: list[int]) -> None:
+    def _replace(self, dead: list[int], fault: Fault | None) -> None:
         living = [rank for rank in range(WORLD) if rank not in dead]
         source = self._chance.choice([None, *living])
         if self._chance.random() < 0.2:
             self._start()
             return
         self._note(f"heal {dead} from {source}")
+        self.deeds["heal"] += 1
+        if fault is not None or self._servants_killed:
+            self._attempt(lambda: self.cluster.heal(source), living, fault)
+            return
         said = self.cluster.heal(source)
         self._note(said)
         now = self._rank_pids()
@@ -300,6 +357,68 @@ class Nemesis:
         for rank in dead:
             self._kept[rank] = list(self._kept[source])
         self._check_kept(list(range(WORLD)))
+
+    # -- what the user asks of the pool ------------------------------------------------------------
+
+    def _make(self, move: Move) -> None:
+        """The ranks that stay keep what they have, or the move is refused for a reason."""
+        self._note(str(move))
+        self.deeds[move.kind] += 1
+        self._killed.clear()
+        self._presses = 0
+        staying = range({"restart": 0, "resize": min(move.size, WORLD), "heal": WORLD}[move.kind])
+        if move.fault is not None or self._servants_killed:
+            self._attempt(lambda: self._ask(move), staying, move.fault)
+            return
+        said = self._ask(move)
+        self._note(said)
+        match move.kind:
+            case "heal":
+                assert self._rank_pids() == self._pids, said
+            case "restart":
+                self._introduce()
+            case "resize":
+                self._check_stayed(staying, move.size)
+                self._note(self.cluster.resize(WORLD))
+                self._check_stayed(staying, WORLD)
+                self._introduce()
+        self._check_whole()
+
+    def _ask(self, move: Move) -> str:
+        match move.kind:
+            case "restart":
+                return self.cluster.restart(WORLD)
+            case "resize":
+                return self.cluster.resize(move.size)
+            case "heal":
+                return self.cluster.heal()
+
+    def _check_stayed(self, ranks: Collection[int], size: int) -> None:
+        assert [self._rank_pids()[rank] for rank in ranks] == [self._pids[rank] for rank in ranks]
+        record = self._bounded("t = torch.ones(1); dist.all_reduce(t); t.item()")
+        assert [r.value.text for r in record if r.value] == [str(float(size))] * size, record
+        self._check_kept(ranks)
+
+    def _attempt(self, act: Callable[[], str], staying: Collection[int], fault: Fault | None) -> None:
+        """With something going wrong meanwhile it comes to its end, and no rank goes that nobody killed."""
+        suffering = threading.Thread(target=self._suffer, args=(fault,)) if fault else None
+        began = time.monotonic()
+        if suffering:
+            suffering.start()
+        try:
+            self._note(act())
+        except PoolError as error:
+            self._note(f"refused: {error}")
+        finally:
+            if suffering:
+                suffering.join()
+        took_s = time.monotonic() - began
+        assert took_s < MOVE_S, f"it took {took_s:.1f} s"
+        whole = [rank for rank in staying if rank not in self._killed]
+        assert not (gone := [rank for rank in whole if _ended(self._pids[rank])]), f"ranks {gone} are gone"
+        if whole:
+            self._check_kept(whole)
+        self._start()
 
     def _dead(self) -> list[int]:
         return [status.rank for status in self.cluster.status() if status.state == "dead"]
@@ -329,6 +448,7 @@ class Nemesis:
     # -- one cell ----------------------------------------------------------------------------------
 
     def _take(self, step: Step) -> None:
+        self.deeds["cells"] += 1
         self._note("cell: " + step.source.replace("\n", "; ")[:600])
         self._killed.clear()
         self._presses = 0
@@ -360,14 +480,31 @@ class Nemesis:
     def _suffer(self, fault: Fault) -> None:
         _wait(fault.after_s)
         self._note(str(fault))
+        self.deeds[fault.kind] += 1
         if fault.kind == "interrupt":
             self._presses += 1
             self.cluster.interrupt()
+            return
+        if fault.kind in ("agent", "forkserver"):
+            self._kill_servant(fault.kind)
             return
         if fault.kind == "SIGKILL":
             self._killed.add(fault.rank)
         with contextlib.suppress(ProcessLookupError, IndexError):
             os.kill(self._pids[fault.rank], getattr(signal, fault.kind))
+
+    def _kill_servant(self, which: str) -> None:
+        """The node agent, with which its ranks end, or the process that they are forked from."""
+        agent = next((_parent(pid) for pid in self._pids if not _ended(pid)), 0)
+        if agent <= 1 or self._servants_killed:
+            return
+        if which == "agent":
+            self._killed |= set(range(WORLD))
+            self._servants_killed.add(which)
+            os.kill(agent, signal.SIGKILL)
+        for pid in set(_children(agent)) - set(self._pids) if which == "forkserver" else ():
+            self._servants_killed.add(which)
+            os.kill(pid, signal.SIGKILL)
 
     def _watch(self, limit_s: float, helps: bool) -> None:
         """Until the cell has ended. One that waits for nobody is interrupted, as a user would."""
@@ -433,6 +570,8 @@ class Nemesis:
             case "interrupted":
                 reasons = self._presses or self._killed or step.raises
                 assert reasons, said
+            case "unknown" | "not-run":
+                assert "agent" in self._servants_killed, said
             case "died":
                 assert rank in self._killed or self._presses >= 3, said
                 self._killed.add(rank)
@@ -447,7 +586,10 @@ class Nemesis:
             body, crc = line[:-8], line[-8:]
             whole = body.startswith(f"@{cell}:{rank}:{seq}:") and crc == f"{zlib.crc32(body.encode()):08x}"
             last = seq == len(lines) - 1 and seq >= count and record[rank].verdict != "ok"
-            assert whole or last, f"rank {rank}, {stream}: line {seq} of {len(lines)} is {line[:80]!r}"
+            cut = seq == len(lines) - 1 and "agent" in self._servants_killed
+            assert whole or last or cut, f"rank {rank}, {stream}: line {seq} of {len(lines)} is {line[:80]!r}"
+        if "agent" in self._servants_killed:  # and with it what it had not passed on yet
+            count = min(count, len(lines))
         assert count <= len(lines) <= count + 1, (
             f"rank {rank} ({record[rank].verdict}) reported {count} lines on {stream}, and {len(lines)} came"
         )

@@ -11,6 +11,7 @@ import pytest
 
 from jupyter_ddp import Cluster
 from jupyter_ddp.core import ladder, running_cell
+from tests import soak_figures
 from tests.fault.nemesis import WORLD, Nemesis, Schedule, seeds
 
 
@@ -28,10 +29,19 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.timeout(0)  # every step has its own bound, and their number is the user's choice
 def test_schedules_of_faults(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """No hang, no lost or altered line, no cell run twice, one verdict each, survivors whole, no orphan."""
+    chosen = seeds(request.config)
     with Cluster(WORLD) as cluster:
         nemesis = Nemesis(cluster, tmp_path)
-        for seed in seeds(request.config):
+        for seed in chosen:
             nemesis.play(Schedule(seed))
+    what = (
+        "schedules of kills, stops, interrupts, raised errors, left out collectives, heals, restarts, resizes"
+    )
+    soak_figures.note(
+        f"{what}: seeds {chosen[0]} to {chosen[-1]}",
+        "all kept",
+        ", ".join(f"{n} {deed}" for deed, n in sorted(nemesis.deeds.items())),
+    )
 
 
 def test_a_seed_stands_for_one_schedule() -> None:
