@@ -57,11 +57,14 @@ test-oldest: ## the main path with the oldest IPython, ipykernel and others that
 test-all: $(STAMP) debian-packages lint test-oldest ## everything, with all seeds and sizes
 	$(BIN)/python -m pytest $(ALL_TIERS) --all --hypothesis-profile=long
 
+# Each part can be run alone: make soak SOAK=tests/soak; SCHEDULES=250:500 takes the second half of the schedules.
+SOAK ?= tests/soak tests/fault/test_nemesis.py tests/property/test_malformed.py tests/property/test_pool_machine.py \
+	tests/fault/test_crash_table.py tests/fault/test_owners_die.py
+SCHEDULES ?= 500
+
 soak: $(STAMP) ## 10,000 cells, 500 schedules of faults, a million malformed frames: an hour or more
-	JUPYTER_DDP_SOAK=10000 JUPYTER_DDP_SCHEDULES=500 JUPYTER_DDP_FRAMES=1000000 \
-		JUPYTER_DDP_POOL_EXAMPLES=100000 $(BIN)/python -m pytest --timeout=0 \
-		tests/soak tests/fault/test_nemesis.py tests/property/test_malformed.py tests/property/test_pool_machine.py \
-		tests/fault/test_crash_table.py tests/fault/test_owners_die.py --all
+	JUPYTER_DDP_SOAK=10000 JUPYTER_DDP_SCHEDULES=$(SCHEDULES) JUPYTER_DDP_FRAMES=1000000 \
+		JUPYTER_DDP_POOL_EXAMPLES=100000 $(BIN)/python -m pytest --timeout=0 --all $(SOAK)
 
 mutants: $(STAMP) ## small changes to the pool's machine: whether the tests notice: docs/mutants.md
 	$(BIN)/python -m tests.mutants

@@ -1,10 +1,11 @@
-"""docs/promises.md: what the tests promise, the bound, and what was measured.
+"""docs/promises.md: what the tests promise, the bound, and what was measured; and what the last soak did.
 
-python docs/promises.py          prints the table
-python docs/promises.py --write  puts it between the marks in docs/promises.md
+python docs/promises.py          prints the tables
+python docs/promises.py --write  puts them between the marks in docs/promises.md
 
 The promises are read from the markers in the tests' sources; the times are those of the last runs, which
-pytest keeps in out/promises.json (tests/promises.py). What was not measured here keeps the page's time.
+pytest keeps in out/promises.json (tests/promises.py). What was not measured here keeps the page's time. A
+soak's figures are in out/soak.json (tests/soak_figures.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "promises.md"
 MEASURED = ROOT / "out" / "promises.json"
+SOAKED = ROOT / "out" / "soak.json"
+SOAK_BEGIN, SOAK_END = "<!-- soak: `make soak`, then as above -->", "<!-- end of soak -->"
 BEGIN, END = "<!-- promises: `python docs/promises.py --write` -->", "<!-- end of promises -->"
 
 
@@ -72,6 +75,15 @@ def table(found: list[Promise], measured: dict[str, Any], before: dict[str, str]
     return "\n".join(lines)
 
 
+def soak_table(figures: dict[str, dict[str, str]], page: str) -> str:
+    """What the last full soak measured; as the page has it where there was none here, line by line."""
+    rows = [line for line in page.partition(SOAK_BEGIN)[2].partition(SOAK_END)[0].split("\n") if "|" in line]
+    known = {row.split("|")[1].strip(): row for row in rows[2:]}
+    for what, figure in figures.items():
+        known[what] = f"| {what} | {figure['bound']} | {figure['measured']} |"
+    return "\n".join(["| soak | bound | measured |", "|---|---|---|", *known.values()])
+
+
 def _words(cases: dict[str, float | None]) -> str:
     times = [time for time in cases.values() if time is not None]
     count = f" ({len(cases)} cases)" if len(cases) > 1 else ""
@@ -80,19 +92,21 @@ def _words(cases: dict[str, float | None]) -> str:
     return f"{max(times):.2f} s{count}" if times else f"kept{count}"
 
 
-def fill(page: str, text: str) -> str:
+def fill(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with `text` between its marks."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}"
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
 
 
 def main() -> None:
     measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
-    text = table(promises(), measured, shown(PAGE.read_text()))
+    page = PAGE.read_text()
+    text = table(promises(), measured, shown(page))
+    soak = soak_table(json.loads(SOAKED.read_text()) if SOAKED.exists() else {}, page)
     if "--write" in sys.argv:
-        PAGE.write_text(fill(PAGE.read_text(), text))
+        PAGE.write_text(fill(fill(page, text), soak, SOAK_BEGIN, SOAK_END))
     else:
-        os.write(1, f"{text}\n".encode())
+        os.write(1, f"{text}\n\n{soak}\n".encode())
 
 
 if __name__ == "__main__":
