@@ -40,6 +40,8 @@ class RankLine(Protocol):
     @property
     def rank(self) -> int: ...
     @property
+    def device(self) -> str: ...
+    @property
     def state(self) -> str: ...
 
 
@@ -118,8 +120,13 @@ _TIME_SHOWN_AFTER_S = 2.0
 
 
 def progress_text(seconds: float, ranks: Sequence[RankLine]) -> str:
-    """A starting pool in one line: "starting 4 ranks: ✓0 ✓1 ◑2 ·3", with the time once it takes long."""
-    count = f"starting {len(ranks)} rank{'s' if len(ranks) != 1 else ''}"
+    """A starting pool in one line: "starting 4 ranks: ✓0 ✓1 ◑2 ·3", with the time once it takes long.
+
+    Where ranks have to share GPUs it says so: "starting 4 ranks on 2 GPUs".
+    """
+    gpus = {r.device for r in ranks if r.device != "cpu"}
+    shared = f" on {len(gpus)} GPU{'s' if len(gpus) != 1 else ''}" if 0 < len(gpus) < len(ranks) else ""
+    count = f"starting {len(ranks)} rank{'s' if len(ranks) != 1 else ''}{shared}"
     time = f" ({seconds:.0f} s)" if seconds >= _TIME_SHOWN_AFTER_S else ""
     if all(r.state == "waiting" for r in ranks):
         return f"{count}{time}: importing torch"
