@@ -18,7 +18,7 @@ OLDEST_PYTHON ?= $(firstword $(shell for p in $(PYTHON) python3.11; do \
 OLDEST := .venv-oldest/bin
 OLDEST_STAMP := .venv-oldest/.installed
 
-.PHONY: help demo lab test test-fast test-oldest test-all soak mutants lint bench pictures debian-packages clean
+.PHONY: help demo lab test test-fast test-oldest test-all soak mutants lint bench scale pictures debian-packages clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -77,6 +77,9 @@ lint: $(STAMP) ## ruff, mypy --strict, and the direction of imports
 bench: $(STAMP) ## the measurements, beside ipyparallel and torchrun; BENCH="--quick", "--write docs/speed.md"
 	$(BIN)/python -m pip install --quiet --editable ".[benchmarks]"
 	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+scale: $(STAMP) debian-packages ## how far a browser is behind up to 1,024 ranks; SCALE="--write docs/speed.md"
+	$(BIN)/python -m tests.browser.scale_table $(SCALE)
 
 pictures: $(STAMP) debian-packages ## the pictures of README.md, from real runs in a browser
 	$(BIN)/python docs/make_pictures.py

@@ -35,6 +35,7 @@ MAX_BYTES = {".png": 250_000, ".gif": 700_000}
 MARGIN = 6
 WIDTH, SHARPNESS = 880, 1.5
 FILM_WIDTH, FILM_HEIGHT = 960, 720
+START_S = 120.0  # at most, on a busy machine
 COLOURS = 200  # of the animated picture
 
 LOAD = "%load_ext jupyter_ddp"
@@ -128,7 +129,7 @@ def cells(browser: Browser, server: JupyterServer, name: str, sources: list[str]
     context = browser.new_context(viewport={"width": 1200, "height": 1200}, device_scale_factor=SHARPNESS)
     page = opened(context, server, name, sources)
     for i in range(len(sources)):
-        page.run(i, 60)
+        page.run(i, START_S)
     page.cell(len(sources)).click()  # so that none of the others is marked
     still(page, name, first, len(sources) - 1)
     context.close()
@@ -139,9 +140,9 @@ def live(browser: Browser, server: JupyterServer) -> None:
     context = browser.new_context(viewport={"width": 1200, "height": 1200}, device_scale_factor=SHARPNESS)
     page = opened(context, server, "live", [LOAD, MODEL, "%ddp", TRAINING.format(epochs=1000)])
     for i in range(3):
-        page.run(i, 60)
+        page.run(i, START_S)
     page.start(3)
-    page.see(3, "epoch 12:", 60)
+    page.see(3, "epoch 12:", START_S)
     page.page.wait_for_timeout(3000)  # the panel's history
     still(page, "live", 2, 3)
     context.close()
@@ -206,7 +207,7 @@ def death(browser: Browser, server: JupyterServer) -> None:
     )
     model, training, heal = 2, 3, 4
     for i in range(training):
-        page.run(i, 60)
+        page.run(i, START_S)
     page.page.set_viewport_size({"width": FILM_WIDTH, "height": FILM_HEIGHT})
     page.page.evaluate(POINTER)
     window, cell = page.page.locator(".jp-WindowedPanel-outer").bounding_box(), page.cell(0).bounding_box()
@@ -217,7 +218,7 @@ def death(browser: Browser, server: JupyterServer) -> None:
     show(page.cell(model))
     film.take(hold_s=2.5)
     page.start(training)
-    page.see(training, "epoch 1:", 30)
+    page.see(training, "epoch 1:", START_S)
     show(page.cell(training))
     film.watch(3)
     page.output(training).get_by_role("tab", name="rank 1").click()
@@ -232,7 +233,7 @@ def death(browser: Browser, server: JupyterServer) -> None:
     page.start(heal)
     show(page.cell(heal), "end")
     film.take()
-    page.wait(heal, 60)
+    page.wait(heal, START_S)
     show(page.cell(heal), "end")
     film.take(hold_s=4.0)
     show(page.cell(training))
