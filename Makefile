@@ -25,6 +25,7 @@ help: ## this list
 
 $(STAMP): pyproject.toml
 	$(if $(PYTHON),,$(error no Python >= 3.11 with venv found; name one: make PYTHON=/path/to/python3.12))
+	@echo "setting up .venv: some minutes, once"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
