@@ -150,9 +150,10 @@ def live(browser: Browser, server: JupyterServer) -> None:
 
 
 class Film:
-    """Frames of one part of the page, each shown as long as it was there to be seen, within bounds."""
+    """Frames of one part of the page, each shown about as long as it was there to be seen."""
 
-    MIN_S, MAX_S = 0.12, 0.5
+    MIN_S, MAX_S = 0.12, 0.5  # of a frame
+    MOST_S = 4.0  # while nothing changes
 
     def __init__(self, page: NotebookPage, clip: dict[str, float]) -> None:
         self._page, self._clip = page.page, clip
@@ -188,7 +189,7 @@ class Film:
         for image, held_s in self._frames:
             frame = image.quantize(palette=palette, dither=Image.Dither.NONE)
             if frames and frame.tobytes() == frames[-1].tobytes():
-                times[-1] += round(1000 * max(held_s, self.MIN_S))
+                times[-1] = min(times[-1] + round(1000 * max(held_s, self.MIN_S)), round(1000 * self.MOST_S))
                 continue
             frames.append(frame)
             times.append(round(1000 * max(held_s, self.MIN_S)))
