@@ -6,14 +6,18 @@ import gc
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import psutil
 import pytest
 
 from tests.promises import MARKER, Promises, Stopwatch
+
+if TYPE_CHECKING:
+    from tests.integration.notebook_kernel import NotebookKernel
 
 TESTS = Path(__file__).parent
 STARTING_PROCESSES = {"integration", "fault", "soak", "browser", "notebook", "gpu", "benchmarks"}
@@ -78,6 +82,41 @@ def _installed(program: str) -> bool:
 def promised(request: pytest.FixtureRequest) -> Stopwatch:
     """`with promised():` measures what the test's marker `promise` gives a bound for."""
     return request.config.stash[_PROMISES].stopwatch(request)
+
+
+# --- what several kinds use -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Callable[..., NotebookKernel]]:
+    """Makes notebook kernels that the test has for itself; they are closed after it."""
+    from tests.integration.notebook_kernel import NotebookKernel  # which few kinds need
+
+    made: list[NotebookKernel] = []
+
+    def make(environ: dict[str, str] | None = None) -> NotebookKernel:
+        made.append(NotebookKernel(tmp_path / f"kernel{len(made)}", environ))
+        return made[-1]
+
+    yield make
+    for kernel in made:
+        kernel.close()
+
+
+@pytest.fixture(scope="session")
+def event_loop_of_jupyter_client() -> None:
+    """It is made once and kept: it belongs to no module's leftovers."""
+    from jupyter_core.utils import ensure_event_loop
+
+    ensure_event_loop()
+
+
+@pytest.fixture(scope="session")
+def pipe_of_libuv() -> None:
+    """It is made once, by the first store of torch's in a process, and kept."""
+    from jupyter_ddp.kernel.rendezvous import Rendezvous
+
+    Rendezvous().close()
 
 
 # --- nothing is left ------------------------------------------------------------------------------

@@ -32,7 +32,6 @@ from jupyter_ddp.view.status import saved_table
 from jupyter_ddp.view.whereabouts import dump_text, where_text
 
 if TYPE_CHECKING:
-    from jupyter_ddp.kernel.magics import DDPMagics
     from jupyter_ddp.kernel.panel import Feed, Panel
 
 _CELL_MESSAGES = frozenset(get_args(m.CellMessage))
@@ -74,8 +73,8 @@ class Cluster:
         self._roster = Roster(self._cells)
         self._sightings = Sightings()
         self._feed: Feed | None = None
-        self._magics: DDPMagics | None = None
-        """Which use this cluster, since it was activated."""
+        self._give_back: Callable[[Cluster], None] | None = None
+        """Of the magics that use this cluster, since it was activated."""
         self.stages: dict[str, float] = {}
         """Seconds after its start at which the forkserver came to each stage."""
 
@@ -158,9 +157,9 @@ class Cluster:
     def close(self) -> None:
         """End everything: ranks, the process they are forked from, the rendezvous, the panels."""
         self._life.end()
-        magics, self._magics = self._magics, None
-        if magics is not None:
-            magics.give_back(self)
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back(self)
         feed, self._feed = self._feed, None
         if feed is not None:
             feed.close()
@@ -271,7 +270,7 @@ class Cluster:
         if magics is None:
             raise UsageError("activate: there are no magics to use it; %load_ext jupyter_ddp comes first")
         magics.take(self)
-        self._magics = magics
+        self._give_back = magics.give_back
 
     def panel(self) -> Panel:
         """A panel that shows this cluster while it works, with buttons: a widget to display."""

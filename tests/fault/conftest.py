@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jupyter_core.utils import ensure_event_loop
 
 from tests.conftest import Leftovers, check_leftovers
 from tests.fault.fuse import Fuse
 from tests.fault.pools import Pools
-from tests.integration.notebook_kernel import NotebookKernel
 
 RANKS = 2
 """The size of the pool that a test finds, unless its parameter `n` or RANKS in its module says another."""
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _lasting() -> None:
-    """What libraries make once and keep: jupyter_client's event loop, the pipe of torch's libuv."""
-    ensure_event_loop()
-    from jupyter_ddp.kernel.rendezvous import Rendezvous
-
-    Rendezvous().close()
+def _lasting(event_loop_of_jupyter_client: None, pipe_of_libuv: None) -> None:
+    """What this process keeps is there before anything is counted."""
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +45,3 @@ def _test_leaves_nothing(_module_leaves_nothing: None, request: pytest.FixtureRe
 @pytest.fixture
 def fuse(tmp_path: Path) -> Fuse:
     return Fuse(tmp_path)
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Callable[..., NotebookKernel]]:
-    """Makes notebook kernels that the test has for itself; they are closed after it."""
-    made: list[NotebookKernel] = []
-
-    def make(environ: dict[str, str] | None = None) -> NotebookKernel:
-        made.append(NotebookKernel(tmp_path / f"kernel{len(made)}", environ))
-        return made[-1]
-
-    yield make
-    for kernel in made:
-        kernel.close()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from jupyter_core.utils import ensure_event_loop
 
 from tests.integration.notebook_kernel import NotebookKernel
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _event_loop_of_jupyter_client() -> None:
-    """jupyter_client makes it once and keeps it: it belongs to no module's leftovers."""
-    ensure_event_loop()
+def _lasting(event_loop_of_jupyter_client: None) -> None:
+    """What this process keeps is there before anything is counted."""
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +44,3 @@ def lab(kernel: NotebookKernel) -> NotebookKernel:
     """The shared kernel as JupyterLab has it: output is shown while the cell runs."""
     kernel.live = True
     return kernel
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Callable[..., NotebookKernel]]:
-    """Makes notebook kernels that the test has for itself; they are closed after it."""
-    made: list[NotebookKernel] = []
-
-    def make(environ: dict[str, str] | None = None) -> NotebookKernel:
-        made.append(NotebookKernel(tmp_path / f"kernel{len(made)}", environ))
-        return made[-1]
-
-    yield make
-    for kernel in made:
-        kernel.close()

@@ -6,8 +6,5 @@ import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _lasting() -> None:
-    """The pipe that torch's libuv makes once and keeps."""
-    from jupyter_ddp.kernel.rendezvous import Rendezvous
-
-    Rendezvous().close()
+def _lasting(pipe_of_libuv: None) -> None:
+    """What this process keeps is there before anything is counted."""
