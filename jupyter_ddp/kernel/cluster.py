@@ -23,7 +23,7 @@ from jupyter_ddp.core.topology import parse_targets
 from jupyter_ddp.kernel.cells import Cells
 from jupyter_ddp.kernel.execution import OnNews
 from jupyter_ddp.kernel.front_end import somebody_watches
-from jupyter_ddp.kernel.life import AskedBackend, Life, OnProgress
+from jupyter_ddp.kernel.life import AskedBackend, Life, OnProgress, Wishes
 from jupyter_ddp.kernel.limits import check_timeout
 from jupyter_ddp.kernel.roster import RankStatus, Roster
 from jupyter_ddp.kernel.sightings import ANSWER_TIMEOUT_S, Sightings
@@ -61,9 +61,7 @@ class Cluster:
     ) -> None:
         self.log_quota_bytes = log_quota_bytes
         self._life = life = Life(
-            n,
-            backend,
-            devices,
+            Wishes(n, backend, devices),
             preload,
             on_effect=self._on_effect,
             on_message=self._on_message,
@@ -114,7 +112,7 @@ class Cluster:
 
         Raises UsageError for numbers that make no sense, PoolError if the pool does not come up.
         """
-        return self._life.start(n, backend, devices, self._progress(on_progress))
+        return self._life.start(Wishes(n, backend, devices), self._progress(on_progress))
 
     def restart(
         self,
@@ -128,7 +126,7 @@ class Cluster:
 
         What cannot be had is said before anything is stopped.
         """
-        return self._life.restart(n, backend, devices, self._progress(on_progress))
+        return self._life.restart(Wishes(n, backend, devices), self._progress(on_progress))
 
     def _progress(self, tell: Callable[[float, list[RankStatus]], None] | None) -> OnProgress | None:
         return None if tell is None else lambda seconds: tell(seconds, self.status())

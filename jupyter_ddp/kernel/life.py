@@ -16,6 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from jupyter_ddp.core import bounds
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
@@ -41,26 +44,42 @@ _DEFAULT_SEED = 67280421310721
 """torch's own default seed (c10/core/GeneratorImpl.h): rank 0 draws what a fresh process draws."""
 
 
+class Wishes(Struct, frozen=True):
+    """What a pool is to be. None: what the last one was asked to be, at first what fits the machine."""
+
+    n: int | None = None
+    """Its number of ranks."""
+    backend: AskedBackend | None = None
+    devices: Sequence[int] | None = None
+    """Which of the visible GPUs to use; empty for all."""
+
+    def before(self, earlier: Wishes) -> Wishes:
+        """These, and where there are none the earlier ones."""
+        return Wishes(
+            earlier.n if self.n is None else self.n,
+            earlier.backend if self.backend is None else self.backend,
+            earlier.devices if self.devices is None else self.devices,
+        )
+
+
 class Life:
     """Of one cluster's pools, one after the other.
 
-    `n`, `backend`, `devices`: what the first is to be; None for what fits the machine. `preload`: modules to
-    import once, before ranks are forked. `on_effect` and `on_message` are told of all that comes from the
-    exchange, on its thread; `on_end`, when all processes have been let go of.
+    `wishes`: what the first is to be. `preload`: modules to import once, before ranks are forked. `on_effect`
+    and `on_message` are told of all that comes from the exchange, on its thread; `on_end`, when all processes
+    have been let go of.
     """
 
     def __init__(
         self,
-        n: int | None,
-        backend: AskedBackend | None,
-        devices: Sequence[int] | None,
+        wishes: Wishes,
         preload: Sequence[str],
         *,
         on_effect: Callable[[ev.Effect], None],
         on_message: Callable[[m.NodeToKernel], None],
         on_end: Callable[[], None],
     ) -> None:
-        self._n, self._backend, self.devices, self._preload = n, backend, devices, tuple(preload)
+        self._wishes, self._preload = wishes, tuple(preload)
         self._on_effect, self._on_message, self._on_end = on_effect, on_message, on_end
         self.pool = p.Pool()
         self.exchange: Exchange | None = None
@@ -113,37 +132,28 @@ class Life:
         self.watch_usage(self._usage_interval_s)
         self.torch.begin()
 
-    def start(
-        self,
-        n: int | None,
-        backend: AskedBackend | None,
-        devices: Sequence[int] | None,
-        on_progress: OnProgress | None,
-    ) -> str:
-        """Start a pool and form its group; say in one line what was chosen. None: as before.
+    @property
+    def devices(self) -> Sequence[int] | None:
+        """The visible GPUs that were asked for, if any."""
+        return self._wishes.devices
+
+    def start(self, wishes: Wishes, on_progress: OnProgress | None) -> str:
+        """Start a pool and form its group; say in one line what was chosen.
 
         Raises UsageError for numbers that make no sense, PoolError if the pool does not come up.
         """
         with self._changing_alone():
             if self.pool.phase is not p.Phase.STOPPED:
                 raise PoolError(f"the pool is {self.pool.phase.value} already; %ddp restart starts anew")
-            return self._start(n, backend, devices, on_progress)
+            return self._start(wishes, on_progress)
 
-    def _start(
-        self,
-        n: int | None,
-        backend: AskedBackend | None,
-        devices: Sequence[int] | None,
-        on_progress: OnProgress | None,
-    ) -> str:
-        plan = self._plan(n, backend, devices)
+    def _start(self, wishes: Wishes, on_progress: OnProgress | None) -> str:
+        plan = self._plan(wishes)
         if remark := shared_memory_remark(len(plan.places)):
             self.announced.append(remark)
         self._run_id = secrets.token_hex(4)  # a new pool never meets the store's keys of an earlier one
         self._come_up(ev.StartRequested(plan, self._surroundings(plan)), on_progress)
-        self._n = len(plan.places)
-        self._backend = self._backend if backend is None else backend
-        self.devices = self.devices if devices is None else devices
+        self._wishes = replace(wishes.before(self._wishes), n=len(plan.places))
         return _choice(plan)
 
     @contextlib.contextmanager
@@ -174,14 +184,14 @@ class Life:
             self.end()
             raise PoolError(error)
 
-    def _plan(self, n: int | None, backend: AskedBackend | None, devices: Sequence[int] | None) -> Plan:
-        """What a pool would be, the last one's choices in place of None. Raises UsageError."""
+    def _plan(self, wishes: Wishes) -> Plan:
+        """What a pool would be. Raises UsageError for what makes no sense."""
         self._reach_node()
-        n = self._n if n is None else n
-        backend = self._backend if backend is None else backend
-        devices = (self.devices if devices is None else devices) or None
+        wishes = wishes.before(self._wishes)
+        backend, devices = wishes.backend, wishes.devices or None
         gpus = visible_gpus(self._gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        count = n if n is not None else default_world_size(len(devices or gpus), usable_cores())
+        default = default_world_size(len(devices or gpus), usable_cores())
+        count = default if wishes.n is None else wishes.n
         check_world_size(count, self.pool.world_size)
         return make_plan(count, gpus, None if backend == "auto" else backend, devices)
 
@@ -231,27 +241,21 @@ class Life:
 
     # -- changes ---------------------------------------------------------------------------------
 
-    def restart(
-        self,
-        n: int | None,
-        backend: AskedBackend | None,
-        devices: Sequence[int] | None,
-        on_progress: OnProgress | None,
-    ) -> str:
+    def restart(self, wishes: Wishes, on_progress: OnProgress | None) -> str:
         """Stop, then start. What cannot be had is said before anything is stopped."""
         with self._changing_alone():
-            self._plan(n, backend, devices)
+            self._plan(wishes)
             self._stop()
-            return self._start(n, backend, devices, on_progress)
+            return self._start(wishes, on_progress)
 
     def resize(self, n: int) -> str:
         """Add or end ranks of a pool that is there; those that stay keep their variables."""
         with self._changing_alone():
             self._until_formed()
-            plan = self._plan(n, None, None)
+            plan = self._plan(Wishes(n))
             if n != self.pool.world_size:
                 self._come_up(ev.ResizeRequested(plan, self._surroundings(plan)))
-                self._n = n
+                self._wishes = replace(self._wishes, n=n)
             return _choice(plan)
 
     def heal(self, source: int | None) -> str:
