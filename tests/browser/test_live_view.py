@@ -69,6 +69,8 @@ drawing = "<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>ale
 display({{"image/svg+xml": drawing}}, raw=True)
 print("all was shown"){UNTIL_GO}
 raise type("<img src=x onerror=alert(1)>", (Exception,), {{}})("<script>alert(1)</script>")"""
+NO_IMAGE = "ERR_INVALID_URL (data:image/png;base64,"
+"""What the browser says of HOSTILE's image, whenever it draws it."""
 FAILS_ALIKE = f"""\
 %%ddp
 print("written by rank", rank)
@@ -116,15 +118,16 @@ def lab(server: JupyterServer, opened: NotebookPage) -> Iterator[NotebookPage]:
     for i in range(len(CELLS)):
         if opened.runs(i):
             opened.wait(i)
-    assert opened.errors == []
+    opened.ready()  # a page that was loaded again does not know which cell runs
+    assert [error for error in opened.errors if NO_IMAGE not in error] == []
 
 
 class Live:
     """The live view under cell `i`."""
 
-    def __init__(self, page: NotebookPage, i: int) -> None:
+    def __init__(self, page: NotebookPage, i: int, timeout_s: float = 10.0) -> None:
         self.root = page.output(i).locator(".jddp")
-        self.root.wait_for(timeout=10_000)
+        self.root.wait_for(timeout=timeout_s * 1000)
         self.tabs = self.root.get_by_role("tab")
         self.body = self.root.get_by_role("tabpanel")
 
@@ -312,8 +315,6 @@ def test_no_hostile_text_is_more_than_text(server: JupyterServer, lab: NotebookP
     page.close()
     lab.page.remove_listener("dialog", note)
     assert dialogs == []
-    assert all("data:image/png" in error for error in lab.errors)  # which is none
-    lab.errors.clear()
 
 
 def test_a_page_that_is_loaded_again_goes_on(
@@ -327,7 +328,7 @@ def test_a_page_that_is_loaded_again_goes_on(
     live.sees("step 20 of rank 0")
     lab.save()
     lab.page.reload()
-    live = Live(lab, cell)
+    live = Live(lab, cell, 60)
     live.tab(3)
     live.sees("of rank 3")
     before = live.body.inner_text()
@@ -341,7 +342,7 @@ def test_a_page_that_is_loaded_again_goes_on(
     last = live.body.locator(".jddp-l").last.inner_text()
     lab.page.reload()
     lab.ready()
-    live = Live(lab, cell)
+    live = Live(lab, cell, 60)
     assert [text[0] for text in live.tabs.all_inner_texts()[1:]] == ["✓"] * 4
     live.tab(0)
     live.sees(last)
