@@ -21,11 +21,12 @@ from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.kernel.late_pages import LatePages
 from jupyter_ddp.kernel.subshell import Subshell
 from jupyter_ddp.view.news import MESSAGE_BYTES, WHOLE_BYTES, NewsReader, size_bytes
-from jupyter_ddp.view.pacing import Allowance
+from jupyter_ddp.view.pacing import INTERVAL_S, Allowance
 
 _SETTLING_S = 1.5
 """A browser that opens the view hears nothing until it has loaded it: so long, all is told again."""
 _SETTLING_BYTES = 40_000
+_END_S = 2.0
 _KEPT_OPEN = 2
 """Views of cells that have ended: a page that was loaded again meanwhile has nothing else to show."""
 
@@ -71,6 +72,14 @@ class LiveView:
                 self._allowance.take_place(now)
                 self._allowance.spend(size_bytes(message))
                 self._widget.send(message)
+
+    def tell_the_end(self) -> None:
+        """Send what is left to tell, at the same rate; a page that was loaded again sees nothing else."""
+        deadline = time.monotonic() + _END_S
+        while self.behind and time.monotonic() < deadline:
+            self.tell()
+            if self.behind:
+                time.sleep(INTERVAL_S)
 
     def _whole(self) -> dict[str, Any]:
         """For a view that opens now: when the cell begins, or after the page was loaded again."""
@@ -145,7 +154,7 @@ class LiveViews:
         if self._late_pages is not None:
             self._late_pages.end()
         if view.reloaded:
-            view.tell()
+            view.tell_the_end()
         self._kept.append(view)
         while len(self._kept) > _KEPT_OPEN:
             self._kept.popleft().close()
