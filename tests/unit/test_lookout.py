@@ -211,9 +211,10 @@ def test_a_look_that_finds_all_in_step_clears_the_counts(lookout: Lookout) -> No
 
 
 def test_a_new_generation_counts_anew(lookout: Lookout) -> None:
-    """Its groups begin at 1: what the last one's had come to is no measure."""
+    """Its groups begin at 1: what the last one's had come to, and was found to be in step, is no measure."""
     lookout.note(finished(0, 9))
-    lookout.note(finished(1, 9))
+    lookout.note(finished(1, 5))
+    lookout.end_cell(in_step=True)
     lookout.note(finished(0, 1, generation=2))
     lookout.note(finished(1, 1, generation=2))
     assert not lookout.steps.suspect(2)
