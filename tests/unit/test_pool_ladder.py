@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jupyter_ddp.core import bounds
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.ladder import BREAK_CHANCE_S, INTERRUPT_TIMEOUT_S, NOTICE_S, SIGNAL_CHANCE_S
@@ -123,6 +124,16 @@ def unseen(desk: Desk, rank: int) -> list[ev.Effect]:
     look = desk.pool.open_look
     assert look is not None
     return desk.handle(m.RankUnseen(rank, look, desk.cells, 3, "R", 12.0))
+
+
+def test_nobody_is_asked_what_keeps_it_where_nobody_has_pressed(three: Desk) -> None:
+    """Ranks may compute on after the group was broken under those that waited for a dead one."""
+    three.run(0, 1, 2)
+    three.dies(2)
+    assert breaks(1, 0, 1) in three.after(bounds.PEER_DIED_TIMEOUT_S)
+    three.ends(1, "interrupted", broken=True)
+    assert tells(three.after(BREAK_CHANCE_S), m.Look) == []
+    assert three.pool.next_deadline is None
 
 
 def test_who_cannot_hear_an_interrupt_is_named_at_the_first_press(three: Desk) -> None:
