@@ -43,6 +43,11 @@ class InterruptGate:
         self.install()
         self._open = True
 
+    def reopen(self) -> None:
+        """Again from here to `close`, for what belongs to the same cell: nothing is counted anew."""
+        self._kept = False
+        self._open = True
+
     def close(self) -> None:
         self._open = False
 

@@ -269,8 +269,8 @@ class Worker:
         except KeyboardInterrupt as stop:
             self._gate.close()  # it may have come just before that was done
             line = cell_line(stop.__traceback__, self._shell.is_cell_file)
-            # Its traceback holds what the cell was in the middle of: a DataLoader's workers, say.
             self._shell.forget_last_error()
+            self._let_go(stop)
             return "interrupted", m.CellError("KeyboardInterrupt", "", line, [])
         except Exception as failure:  # noqa: BLE001  # around the cell: its group, its event loop
             self._gate.close()
@@ -283,6 +283,19 @@ class Worker:
             self._group.broken = True
             return "interrupted", error
         return "error", error
+
+    def _let_go(self, stop: KeyboardInterrupt) -> None:
+        """Of what the cell was in the middle of, which its traceback holds: a DataLoader's workers, say.
+
+        That may take long (torch waits 5 s for a worker that an interrupted put did not wake), so here the
+        next SIGINT is heard too.
+        """
+        try:
+            self._gate.reopen()
+            stop.__traceback__ = None
+            self._gate.close()
+        except KeyboardInterrupt:
+            self._gate.close()
 
     def _blames_peer(self) -> bool:
         # Not where the cell is run from: that frame is in the exception's traceback, and a reference there

@@ -39,6 +39,20 @@ def test_c_code_that_holds_the_gil(pools: Pools, promised: Stopwatch) -> None:
     assert values_of(cluster.run("kept", "0")) == {0: "7"}
 
 
+@pytest.mark.promise("interrupt: while what the cell held is let go of, which takes long", bound_s=3)
+def test_an_interrupted_cell_whose_objects_end_slowly(pools: Pools, promised: Stopwatch) -> None:
+    """A finalizer that waits (as a DataLoader's does for its workers) hears the second step's SIGINT."""
+    cluster = pools.of(2)
+    cluster.run("import time\nclass Slow:\n    def __del__(self): time.sleep(30)\nkept = rank")
+    cell = RunningCell(cluster, "def wait():\n    slow = Slow()\n    print('on')\n    time.sleep(60)\nwait()")
+    cell.until("on")
+    with promised():
+        cluster.interrupt()
+        cell.end()
+    assert "interrupted" in cell.words
+    assert values_of(cluster.run("kept")) == {0: "0", 1: "1"}
+
+
 BUSY = {
     "loop": "while True: pass",
     "collective": f"if rank: time.sleep(60)\n{REDUCE}",

@@ -207,7 +207,7 @@ def test_interrupt_with_data_loader_workers(nb: NotebookKernel) -> None:
     )
     nb.wait_for_files("started*", 2)
     nb.interrupt()
-    nb.wait(cell, 5)
+    nb.wait(cell, 3)
     assert "interrupted" in cell.error
     eventually(lambda: len(nb.others()) <= n_processes, 8, "the workers' end")
     assert nb.ranks(REDUCE).values == [4.0] * 4
