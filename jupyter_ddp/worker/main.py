@@ -287,7 +287,7 @@ class Worker:
     def _let_go(self, stop: KeyboardInterrupt) -> None:
         """Of what the cell was in the middle of, which its traceback holds: a DataLoader's workers, say.
 
-        That may take long (torch waits 5 s for a worker that an interrupted put did not wake), so here the
+        That may take long (torch waits 5 s for a worker that has not heard that it is to end), so here the
         next SIGINT is heard too.
         """
         try:
