@@ -769,6 +769,30 @@ def test_an_exit_or_a_word_of_nobody_we_know_changes_nothing(three: Desk) -> Non
     assert three.pool.phase is p.Phase.READY
 
 
+def test_a_process_of_nobody_we_know_is_no_rank(three: Desk) -> None:
+    """Born, connected or in a group under a number that there is not, or that another process has."""
+    three.run(0)
+    three.ends(0, broken=True)
+    for rank in (1, 7):
+        assert three.forks(rank, pids=500) == []
+        assert three.connects(rank, pids=500) == []
+    assert three.forms(7) == []
+    assert [state.pid for state in three.pool.ranks.values()] == [100, 101, 102]
+    assert three.forms(0, 1, 2) == []
+    assert three.pool.phase is p.Phase.READY
+
+
+def test_a_doomed_rank_that_has_died_is_dead(three: Desk) -> None:
+    """What is said of it is its death: it lives no more."""
+    three.run(0, 1, 2)
+    for rank in range(3):
+        doomed = "cuda:1: lost" if rank == 1 else ""
+        three.handle(m.CellFinished(rank, 1, three.cells, 0, "error", 0.1, doomed=doomed))
+    assert three.pool._members.doomed == {1: "cuda:1: lost"}
+    three.dies(1)
+    assert three.pool._members.doomed == {}
+
+
 def test_a_resize_of_a_pool_with_a_dead_rank_is_refused(three: Desk) -> None:
     """A restart comes first."""
     three.dies(0)
