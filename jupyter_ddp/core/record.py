@@ -239,6 +239,9 @@ class CellRecord:
             self.version += 1
             r.changed_at = self.version
             r.check_order(isinstance(message, m.FdOutput), message.seq)
+            if isinstance(message, m.CellFinished):  # first: a short cell has nothing else
+                self._finish(r, message)
+                return
             match message:
                 case m.Output() | m.FdOutput():
                     self.log.append(r.rank, message.stream, message.data)
@@ -252,14 +255,15 @@ class CellRecord:
                     r.transcript.clear(message.wait)
                 case m.Notice():
                     r.note(message.text, message.withdrawn)
-                case m.CellFinished() if r.verdict is None:  # what ended once does not end otherwise
-                    r.error, r.duration_s = message.error, message.duration_s
-                    if message.doomed:
-                        self._lost.append(r.rank)
-                        r.note(doomed.note(r.rank, message.doomed))
-                    self._end(r, message.verdict)
-                case m.CellFinished():
-                    pass
+
+    def _finish(self, r: RankRecord, message: m.CellFinished) -> None:
+        if r.verdict is not None:
+            return  # what ended once does not end otherwise
+        r.error, r.duration_s = message.error, message.duration_s
+        if message.doomed:
+            self._lost.append(r.rank)
+            r.note(doomed.note(r.rank, message.doomed))
+        self._end(r, message.verdict)
 
     def _limit(self) -> str:
         """What is kept of a cell that has written more than can be."""

@@ -31,20 +31,23 @@ RECORDS_KEPT = 20
 class Cells:
     """Numbered from 1 in the order in which they were asked for.
 
-    `submit` has the pool handle an event and says who serves it; it raises PoolError without a pool.
+    `submit` has the pool handle an event, calls what it is given before any answer is read, and says who
+    serves it; it raises PoolError without a pool.
     `interrupt` is what the notebook's interrupt button does while a cell runs. `conditions` gives what is
     to be said of ranks at a cell's begin, by rank.
     """
 
     def __init__(
         self,
-        submit: Callable[[ev.Event], Exchange],
+        submit: Callable[[ev.Event, Callable[[], None]], Exchange],
         interrupt: Callable[[], None],
         conditions: Callable[[], dict[int, str]],
     ) -> None:
         self._submit, self._interrupt, self._conditions = submit, interrupt, conditions
         self._executions: OrderedDict[int, Execution] = OrderedDict()
         self._numbers = itertools.count(1)
+        self._early: dict[int, ev.CellRefused | ev.CellEnded] = {}
+        """What has become of a cell before its record was made: refused, or its node agent is gone."""
         self._outdated: dict[int, CellRecord] = {}
 
     def run(
@@ -62,32 +65,33 @@ class Cells:
     ) -> CellRecord:
         """Run a cell and wait for its end on all of `ranks`. Raises PoolError when it was not run."""
         cell = next(self._numbers)
-        record = CellRecord(cell, ranks, _open_spool, threading.RLock(), log_quota_bytes)
-        execution = Execution(record, count)
-        # Before the pool is asked: should the cluster be closed meanwhile, this one is refused then.
-        self._executions[cell] = execution
-        if prepared.tree is not None:
-            execution.advise(remarks(prepared.source, prepared.tree, ranks, world_size))
+        execution: Execution | None = None
+
+        def begin() -> None:
+            nonlocal execution
+            record = CellRecord(cell, ranks, _open_spool, threading.RLock(), log_quota_bytes)
+            execution = self._begin(Execution(record, count))
+
         with InterruptsTo(self._interrupt):
-            try:
-                exchange = self._submit(
-                    ev.CellRequested(
-                        cell,
-                        ranks,
-                        prepared.source,
-                        prepared.awaits,
-                        prepared.shows,
-                        count,
-                        check_collectives,
-                        timeout_s,
-                        hang_timeout_s,
-                        prepared.packed(cell_file(cell, count)),
-                    )
-                )
-            except PoolError:
-                self._executions.pop(cell, None)
-                raise
-            self._forget_surplus()  # while the ranks are at work
+            request = ev.CellRequested(
+                cell,
+                ranks,
+                prepared.source,
+                prepared.awaits,
+                prepared.shows,
+                count,
+                check_collectives,
+                timeout_s,
+                hang_timeout_s,
+                prepared.packed(cell_file(cell, count)),
+            )
+            # The record is made while the ranks are at work, before anything that they say is read.
+            exchange = self._submit(request, begin)
+            if execution is None:
+                raise PoolError("the cluster was closed; %ddp start starts a pool")
+            if prepared.tree is not None:
+                execution.advise(remarks(prepared.source, prepared.tree, ranks, world_size))
+            self._forget_surplus()
             for rank, text in self._conditions().items():
                 execution.note(rank, text)
             took_long = ev.CellTookLong(cell)
@@ -95,10 +99,21 @@ class Cells:
             while not execution.done:
                 follow.step()
             if on_news is not None and not execution.refusal:
-                on_news(record, True)
+                on_news(execution.record, True)
         if execution.refusal:
             raise PoolError(execution.refusal)
-        return record
+        return execution.record
+
+    def _begin(self, execution: Execution) -> Execution:
+        """From here on what the ranks say of the cell is taken."""
+        cell = execution.record.cell
+        self._executions[cell] = execution
+        match self._early.pop(cell, None):
+            case ev.CellRefused() as refused:
+                self.refuse(refused)
+            case ev.CellEnded() as ended:
+                self.end(ended)
+        return execution
 
     def _forget_surplus(self) -> None:
         """Of the records that nobody else holds, keep the last."""
@@ -177,14 +192,17 @@ class Cells:
 
     def refuse(self, effect: ev.CellRefused) -> None:
         refused = self._executions.pop(effect.cell, None)
-        if refused is not None:
-            refused.refusal = effect.reason
-            refused.finish()
+        if refused is None:
+            self._early[effect.cell] = effect
+            return
+        refused.refusal = effect.reason
+        refused.finish()
 
     def end(self, effect: ev.CellEnded) -> None:
         """Complete the cell's record with what no rank has said of itself."""
         execution = self._executions.get(effect.cell)
         if execution is None:
+            self._early[effect.cell] = effect
             return
         for exit in effect.deaths:
             execution.record.die(exit)

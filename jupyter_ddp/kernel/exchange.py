@@ -102,14 +102,19 @@ class Exchange:
         self._events.append(event)
         self._wake()
 
-    def submit(self, event: Event) -> None:
-        """Have the pool handle an event before this returns. Once closed, nothing is done."""
+    def submit(self, event: Event, meanwhile: Callable[[], None] | None = None) -> None:
+        """Have the pool handle an event before this returns. Once closed, nothing is done.
+
+        `meanwhile` is called when all was sent that comes of it, and nothing read yet.
+        """
         before = self._pool.next_deadline
         with self._serving:
             if self._closing:
                 return
             self._events.append(event)
             self._settle()
+            if meanwhile is not None:
+                meanwhile()
         if self._pool.next_deadline != before:
             self._wake()
 

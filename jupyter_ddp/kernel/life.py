@@ -97,12 +97,15 @@ class Life:
         self._usage_interval_s = 0.0
         self._healed: list[m.RankHealed] = []
 
-    def submit(self, event: ev.Event) -> Exchange:
-        """Have the pool handle an event. Raises PoolError when the cluster was closed meanwhile."""
+    def submit(self, event: ev.Event, meanwhile: Callable[[], None] | None = None) -> Exchange:
+        """Have the pool handle an event; then call `meanwhile`, before anything that comes of it is read.
+
+        Raises PoolError when the cluster was closed meanwhile.
+        """
         exchange = self.exchange
         if exchange is None:
             raise PoolError("the cluster was closed; %ddp start starts a pool")
-        exchange.submit(event)
+        exchange.submit(event, meanwhile)
         return exchange
 
     def interrupt(self) -> None:

@@ -247,7 +247,7 @@ def test_interrupt_just_after_the_start(nb: NotebookKernel) -> None:
         "import signal\n"
         "exchange = get_ipython().magics_manager.registry['DDPMagics'].cluster._life.exchange\n"
         "real = exchange.submit\n"
-        "def submit(event):\n    real(event)\n    if type(event).__name__ == 'CellRequested':\n"
+        "def submit(event, *more):\n    real(event, *more)\n    if type(event).__name__ == 'CellRequested':\n"
         "        signal.raise_signal(signal.SIGINT)\nexchange.submit = submit"
     )
     cell = nb.run("%%ddp\nwhile True:\n    pass", 8)
