@@ -10,6 +10,7 @@ from jupyter_ddp.core import bounds
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
+from jupyter_ddp.core.lookout import LOOK_TIMEOUT_S
 from tests.unit.test_pool import Desk, breaks, interrupts, only, tells
 
 
@@ -187,3 +188,47 @@ def test_who_waits_for_the_cell_does_not_keep_a_hang_from_being_explained(two: D
     two.handle(ev.CellTookLong(1))
     sees(two, 0, 1, doing="waiting", waits_in="all_reduce", line=3)
     assert sees(two, 1, 0, doing="sleeping", place="line 2") == []
+
+
+def test_what_a_look_has_cleared_needs_none_the_next_time(two: Desk) -> None:
+    """Counts that differ for good, and grow alike."""
+    two.run(0, 1)
+    ends(two, 0, 5)
+    ends(two, 1, 4)
+    sees(two, 0, 3)
+    sees(two, 1, 3)
+    two.run(0, 1)
+    ends(two, 0, 6)
+    assert ends(two, 1, 5) == [ev.CellEnded(2, {0: "ok", 1: "ok"})]
+
+
+def test_a_look_at_the_end_waits_for_nothing_else(two: Desk) -> None:
+    """Neither for the time that peers of a failed rank have, nor for the next step of an interrupt."""
+    two.run(0, 1)
+    two.handle(m.CellFinished(0, 1, 1, 0, "error", 0.1, counts=(m.GroupCount("0", (), 5),)))
+    two.after(4)
+    assert tells(ends(two, 1, 4), m.Look) == [0, 1]
+    assert two.pool.next_deadline == two.now + LOOK_TIMEOUT_S
+    two.after(LOOK_TIMEOUT_S)
+    two.run(0, 1)
+    two.interrupt()
+    two.after(1)
+    two.cells = 2
+    ends(two, 0, 9)
+    ends(two, 1, 5)
+    assert two.after(1.2) == []
+
+
+def test_a_press_leaves_the_breaking_to_its_own_step(two: Desk) -> None:
+    """Also where the look that comes with it finds that somebody waits for a failed rank."""
+    two.run(0, 1)
+    two.ends(1, "error")
+    two.interrupt()
+    sees(two, 0, 1, doing="waiting", waits_in="all_reduce", line=3)
+    assert breaks(1, 0, 1) not in sees(two, 1, 0)
+
+
+def test_another_cells_long_time_is_none_of_this_one(two: Desk) -> None:
+    """It has ended meanwhile."""
+    two.run(0, 1)
+    assert two.handle(ev.CellTookLong(7)) == []
