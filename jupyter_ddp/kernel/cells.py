@@ -31,7 +31,7 @@ RECORDS_KEPT = 20
 class Cells:
     """Numbered from 1 in the order in which they were asked for.
 
-    `submit` has the pool handle an event, calls what it is given before any answer is read, and says who
+    `order` has the pool handle an event, calls what it is given before any answer is read, and says who
     serves it; it raises PoolError without a pool.
     `interrupt` is what the notebook's interrupt button does while a cell runs. `conditions` gives what is
     to be said of ranks at a cell's begin, by rank.
@@ -39,11 +39,11 @@ class Cells:
 
     def __init__(
         self,
-        submit: Callable[[ev.Event, Callable[[], None]], Exchange],
+        order: Callable[[ev.Event, Callable[[], None]], Exchange],
         interrupt: Callable[[], None],
         conditions: Callable[[], dict[int, str]],
     ) -> None:
-        self._submit, self._interrupt, self._conditions = submit, interrupt, conditions
+        self._order, self._interrupt, self._conditions = order, interrupt, conditions
         self._executions: OrderedDict[int, Execution] = OrderedDict()
         self._numbers = itertools.count(1)
         self._early: dict[int, ev.CellRefused | ev.CellEnded] = {}
@@ -86,18 +86,21 @@ class Cells:
                 prepared.packed(cell_file(cell, count)),
             )
             # The record is made while the ranks are at work, before anything that they say is read.
-            exchange = self._submit(request, begin)
-            if execution is None:
-                raise PoolError("the cluster was closed; %ddp start starts a pool")
-            if prepared.tree is not None:
-                execution.advise(remarks(prepared.source, prepared.tree, ranks, world_size))
-            self._forget_surplus()
-            for rank, text in self._conditions().items():
-                execution.note(rank, text)
-            took_long = ev.CellTookLong(cell)
-            follow = Follower(execution, exchange.wait, on_news, lambda: exchange.submit(took_long))
-            while not execution.done:
-                follow.step()
+            exchange = self._order(request, begin)
+            try:
+                if execution is None:
+                    raise PoolError("the cluster was closed; %ddp start starts a pool")
+                if prepared.tree is not None:
+                    execution.advise(remarks(prepared.source, prepared.tree, ranks, world_size))
+                self._forget_surplus()
+                for rank, text in self._conditions().items():
+                    execution.note(rank, text)
+                took_long = ev.CellTookLong(cell)
+                follow = Follower(execution, exchange.wait, on_news, lambda: exchange.submit(took_long))
+                while not execution.done:
+                    follow.step()
+            finally:
+                exchange.rest()
             if on_news is not None and not execution.refusal:
                 on_news(execution.record, True)
         if execution.refusal:

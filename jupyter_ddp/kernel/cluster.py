@@ -67,7 +67,7 @@ class Cluster:
             on_message=self._on_message,
             on_end=self._end_running,
         )
-        self._cells = Cells(life.submit, life.interrupt, lambda: self._roster.notes(life.pool))
+        self._cells = Cells(life.order, life.interrupt, lambda: self._roster.notes(life.pool))
         self._roster = Roster(self._cells)
         self._sightings = Sightings()
         self._feed: Feed | None = None

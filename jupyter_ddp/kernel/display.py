@@ -6,6 +6,7 @@ thread that runs the magic.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,6 @@ class CellDisplay:
         self._handle: DisplayHandle | None = None
         self._view: LiveView | None = None
         self._shown_version = -1
-        self._terminal = not live and is_terminal()
         self._said: set[str] = set()
 
     def show(self, record: CellRecord, done: bool) -> bool:
@@ -45,9 +45,13 @@ class CellDisplay:
             self._end(record)
         elif self._live and (self._handle is not None or not record.silent):
             self._show(record)
-        elif self._terminal:
+        elif self._in_terminal:
             self._say(record)
         return self._view is not None and not done and self._view.behind
+
+    @functools.cached_property
+    def _in_terminal(self) -> bool:
+        return not self._live and is_terminal()
 
     def _say(self, record: CellRecord) -> None:
         """In a terminal: what the pool says of the cell, above the page that comes at the end."""

@@ -102,21 +102,44 @@ class Exchange:
         self._events.append(event)
         self._wake()
 
-    def submit(self, event: Event, meanwhile: Callable[[], None] | None = None) -> None:
-        """Have the pool handle an event before this returns. Once closed, nothing is done.
-
-        `meanwhile` is called when all was sent that comes of it, and nothing read yet.
-        """
+    def submit(self, event: Event) -> None:
+        """Have the pool handle an event before this returns. Once closed, nothing is done."""
         before = self._pool.next_deadline
         with self._serving:
             if self._closing:
                 return
             self._events.append(event)
             self._settle()
-            if meanwhile is not None:
-                meanwhile()
         if self._pool.next_deadline != before:
             self._wake()
+
+    def order(self, event: Event, meanwhile: Callable[[], None]) -> None:
+        """`submit`, for a thread that waits for the answer next: what comes is read when it does.
+
+        Else the exchange's own thread might wake for an answer that is sooner there than this one waits,
+        and the two would hinder each other. `meanwhile` is called when all was sent that comes of the
+        event, and nothing read yet. Once closed, nothing is done. The caller ends with `rest`.
+        """
+        before = self._pool.next_deadline
+        with self._serving:
+            if self._closing:
+                return
+            if self._leading.acquire(blocking=False):
+                self._hand_links_to(get_ident())
+            self._events.append(event)
+            self._settle()
+            meanwhile()
+        if self._pool.next_deadline != before:
+            self._wake()
+
+    def rest(self) -> None:
+        """Leave the links to the exchange's own thread, if this one reads them."""
+        if self._leader == get_ident():
+            with self._serving:
+                self._hand_links_to(0)
+            self._leading.release()
+            if self._pool.next_deadline is not None:
+                self._wake()
 
     def tell_nodes(self, message: m.KernelToNode) -> None:
         """Send what is no business of the pool's to every node."""
@@ -129,16 +152,17 @@ class Exchange:
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
         """Wait for what this exchange will set, serving the links meanwhile; True when it is set."""
-        if event.is_set() or self._closing or not self._leading.acquire(blocking=False):
-            return event.wait(timeout_s)
+        if self._leader != get_ident():
+            if event.is_set() or self._closing or not self._leading.acquire(blocking=False):
+                return event.wait(timeout_s)
+            with self._serving:
+                self._hand_links_to(get_ident())
         try:
-            self._lead(get_ident())
             end = time.monotonic() + timeout_s
             while not (event.is_set() or self._closing) and (left := end - time.monotonic()) > 0:
                 self._round(self._leader_poll.poll(1000 * min(left, self._timeout_s(left))))
         finally:
-            self._lead(0)
-            self._leading.release()
+            self.rest()
         return event.is_set()
 
     def wait_until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
@@ -157,14 +181,11 @@ class Exchange:
             with self._serving:
                 self._watches.remove(watch)
 
-    def _lead(self, thread: int) -> None:
+    def _hand_links_to(self, thread: int) -> None:
         """From here on this thread reads the links; 0: the exchange's own does."""
-        with self._serving:
-            self._leader = thread
-            for connection in self._connections.values():
-                self._watch(connection)
-        if not thread and self._pool.next_deadline is not None:
-            self._wake()
+        self._leader = thread
+        for connection in self._connections.values():
+            self._watch(connection)
 
     def _wake(self) -> None:
         """Have whoever sleeps over the links look up."""

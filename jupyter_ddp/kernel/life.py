@@ -97,15 +97,26 @@ class Life:
         self._usage_interval_s = 0.0
         self._healed: list[m.RankHealed] = []
 
-    def submit(self, event: ev.Event, meanwhile: Callable[[], None] | None = None) -> Exchange:
-        """Have the pool handle an event; then call `meanwhile`, before anything that comes of it is read.
+    def submit(self, event: ev.Event) -> Exchange:
+        """Have the pool handle an event. Raises PoolError when the cluster was closed meanwhile."""
+        exchange = self._open_exchange()
+        exchange.submit(event)
+        return exchange
 
-        Raises PoolError when the cluster was closed meanwhile.
-        """
+    def order(self, event: ev.Event, meanwhile: Callable[[], None]) -> Exchange:
+        """The same, for a thread that waits for the answer next, as `Exchange.order` does it."""
+        exchange = self._open_exchange()
+        try:
+            exchange.order(event, meanwhile)
+        except BaseException:
+            exchange.rest()  # nobody else would read the links
+            raise
+        return exchange
+
+    def _open_exchange(self) -> Exchange:
         exchange = self.exchange
         if exchange is None:
             raise PoolError("the cluster was closed; %ddp start starts a pool")
-        exchange.submit(event, meanwhile)
         return exchange
 
     def interrupt(self) -> None:

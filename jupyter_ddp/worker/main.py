@@ -248,6 +248,8 @@ class Worker:
         self._streams.install()
         self._streams.flush_c()
         counts, unfinished = self._collectives.report()
+        if not doomed:  # asking it for its generator's state would raise
+            self._random.keep()  # first: who is killed right after its end leaves the states of that end
         self._outbox.say(
             m.CellFinished,
             verdict="error" if doomed else verdict,
@@ -258,9 +260,6 @@ class Worker:
             unfinished=unfinished,
             doomed=doomed,
         )
-        os.sched_yield()  # to ranks that share this core and are still at it
-        if not doomed:  # asking it for its generator's state would raise
-            self._random.keep()  # now that nobody waits for it
 
     def _run_guarded(self, order: m.RunCell) -> tuple[str, m.CellError | None]:
         error: m.CellError | None = None

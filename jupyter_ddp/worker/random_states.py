@@ -1,7 +1,7 @@
 """The states of this rank's random generators: torch's, Python's, NumPy's and CUDA's.
 
 Owns what they were when they were last looked at. They are kept where they outlive the rank, whenever a
-cell has drawn from one of them. A cell that has not pays for a look at some bytes, after it was reported:
+cell has drawn from one of them. A cell that has not pays for a look at some bytes:
 all but CUDA's are Mersenne twisters, of which each draw moves the index, or else makes a new first word.
 """
 

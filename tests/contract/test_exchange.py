@@ -475,6 +475,39 @@ def test_close_ends_every_wait_of_who_serves(rig: Rig) -> None:
     assert waiting.took_s < TIMEOUT_S / 2
 
 
+def test_who_ordered_reads_the_answer(rig: Rig) -> None:
+    """An answer that comes before the wait begins is left to it; events are handled meanwhile."""
+    pool, done = ScriptedPool(silent), threading.Event()
+    readers: list[int] = []
+
+    def on_message(_: m.NodeToKernel) -> None:
+        readers.append(threading.get_ident())
+        done.set()
+
+    exchange = rig.connect(pool, on_message=on_message)
+    called: list[bool] = []
+    exchange.order(cell(1), lambda: called.append(True))
+    assert called == [True]
+    assert pool.next_event() == cell(1)
+    rig.node.says(m.Preloaded("torch", 1.0))
+    exchange.post(cell(2))
+    assert pool.next_event() == cell(2)  # the exchange's own thread has looked at what there was
+    assert readers == []
+    assert exchange.wait(done, TIMEOUT_S)
+    exchange.rest()
+    assert readers == [threading.get_ident()]
+
+
+def test_an_order_that_nobody_waits_for(rig: Rig) -> None:
+    """After `rest` the exchange's own thread reads what comes."""
+    exchange = rig.connect(ScriptedPool(silent))
+    exchange.order(cell(1), lambda: None)
+    exchange.rest()
+    exchange.rest()
+    rig.node.says(m.Preloaded("torch", 1.0))
+    assert rig.messages.next() == m.Preloaded("torch", 1.0)
+
+
 def test_a_request_to_a_closed_exchange_changes_nothing(rig: Rig) -> None:
     """Another thread may have looked at the cluster just before it was closed."""
     pool = ScriptedPool(sends_cells)
@@ -482,6 +515,8 @@ def test_a_request_to_a_closed_exchange_changes_nothing(rig: Rig) -> None:
     exchange.close()
     exchange.submit(cell(1))
     exchange.post(cell(2))
+    exchange.order(cell(3), lambda: pytest.fail("it was called"))
+    exchange.rest()
     assert exchange.wait(threading.Event(), 0.01) is False
     assert pool.handled.empty()
 
@@ -500,6 +535,8 @@ def test_close_among_requests_of_many_threads(rig: Rig) -> None:
                 for number in range(200):
                     exchange.submit(cell(number))
                     exchange.wait(threading.Event(), 0)
+                    exchange.order(cell(number), lambda: None)
+                    exchange.rest()
             except BaseException as error:  # noqa: BLE001  # handed to the test's own thread
                 failures.append(error)
 

@@ -246,12 +246,12 @@ def test_interrupt_just_after_the_start(nb: NotebookKernel) -> None:
     nb.good(
         "import signal\n"
         "exchange = get_ipython().magics_manager.registry['DDPMagics'].cluster._life.exchange\n"
-        "real = exchange.submit\n"
-        "def submit(event, *more):\n    real(event, *more)\n    if type(event).__name__ == 'CellRequested':\n"
-        "        signal.raise_signal(signal.SIGINT)\nexchange.submit = submit"
+        "real = exchange.order\n"
+        "def order(event, meanwhile):\n    real(event, meanwhile)\n"
+        "    signal.raise_signal(signal.SIGINT)\nexchange.order = order"
     )
     cell = nb.run("%%ddp\nwhile True:\n    pass", 8)
-    nb.good("del exchange.submit")
+    nb.good("del exchange.order")
     assert cell.error.startswith("RankError: "), cell
     assert nb.ranks(REDUCE).values == [4.0] * 4
 
