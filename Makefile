@@ -11,6 +11,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 NOTEBOOK := notebooks/02-digits.ipynb
 ALL_TIERS := tests --ignore=tests/benchmarks
+# These compute; the others mostly wait, for the bounds that they test. `make test` runs the two beside each other.
+COMPUTING := tests/unit tests/property tests/soak
 
 # The oldest versions were not built for a newer Python than the oldest.
 OLDEST_PYTHON ?= $(firstword $(shell for p in $(PYTHON) python3.11; do \
@@ -44,8 +46,13 @@ demo: $(STAMP) ## a small network trained on four ranks, headless; what each ran
 lab: $(STAMP) ## the same notebook in JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(NOTEBOOK)
 
-test: $(STAMP) debian-packages lint test-oldest ## lint and every kind of test, with fewer examples: at most 20 minutes
-	$(BIN)/python -m pytest $(ALL_TIERS)
+test: $(STAMP) debian-packages lint test-oldest | out ## lint and every kind of test, with fewer examples: at most 20 minutes
+	nice -n 19 $(BIN)/python -m pytest -p no:cacheprovider $(COMPUTING) > out/computing.log 2>&1 & computing=$$!; \
+		$(BIN)/python -m pytest $(ALL_TIERS) $(COMPUTING:%=--ignore=%); waiting=$$?; \
+		wait $$computing; computed=$$?; cat out/computing.log; exit $$((waiting ? waiting : computed))
+
+out:
+	mkdir -p out
 
 test-fast: $(STAMP) ## the tests that start no process: under 10 s
 	JUPYTER_DDP_POOL_EXAMPLES=1000 JUPYTER_DDP_FRAMES=10000 \

@@ -236,7 +236,7 @@ class Worker:
             self._outbox.say(m.RankHealed, copied=told[0], lost=told[1])
 
     def _run(self, order: m.RunCell) -> None:
-        self._outbox.cell = order.cell
+        self._outbox.begin_cell(order.cell)
         self._streams.install()
         self._control.watch(True)
         started = time.monotonic()

@@ -44,6 +44,12 @@ class Outbox:
         self.wake: Callable[[], None] = lambda: None
         """Asks the control thread to call `flush` in FLUSH_INTERVAL_S."""
 
+    def begin_cell(self, cell: int) -> None:
+        """What is said from now on belongs to this cell. Its first output is sent at once, however soon it
+        comes after an earlier cell's: C code that holds the GIL may follow it.
+        """
+        self.cell, self._last_flush = cell, 0.0
+
     # -- output ----------------------------------------------------------------------------------
 
     def write(self, stream: m.Stream, data: bytes) -> None:

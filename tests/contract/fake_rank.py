@@ -85,7 +85,7 @@ def _serve(
             outbox.generation = order.generation
             outbox.say(m.GroupFormed, seconds=0.0)
         elif isinstance(order, m.RunCell):
-            outbox.cell = order.cell
+            outbox.begin_cell(order.cell)
             namespace["after"] = lambda: None
             verdict = _run(order.source, gate, namespace)
             outbox.say(m.CellFinished, verdict=verdict, duration_s=0.0)

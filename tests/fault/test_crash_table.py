@@ -7,6 +7,7 @@ row: the bound, the words, the survivors' variables and PIDs, the next cell, and
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -22,18 +23,19 @@ SIZES = (1, 2, 4)
 TOLD_S = 1.0
 """From a death in a cell to its line in the cell's output, while the others still run it."""
 
-every_death = pytest.mark.parametrize(("n", "way"), [(n, way) for n in SIZES for way in DEATHS])
-# Of four ranks, those that are not the dead one's neighbours wait a second until they are freed. In
-# `test_in_a_cell`, where they wait too, every way is there in the short run.
-SLOW_IN_A_COLLECTIVE = [(4, way) for way in DEATHS if way not in ("SIGKILL", "SIGSEGV", "_exit(3)")]
-every_death_in_a_collective = pytest.mark.parametrize(
-    ("n", "way"),
-    [
-        pytest.param(n, way, marks=[pytest.mark.slow] if (n, way) in SLOW_IN_A_COLLECTIVE else [])
-        for n in SIZES
-        for way in DEATHS
-    ],
-)
+IN_EACH_SIZE = ("SIGKILL", "SIGSEGV", "_exit(3)", "exec")
+"""Ways to die that the short run has at every size: a signal, a crash, an exit, and what is none of them."""
+
+
+def rows(ways: tuple[str, ...]) -> list[Any]:
+    """Each way with two ranks; with one and four the rest of `ways` is for the long run."""
+    short = {(n, way): n == 2 or way in ways for n in SIZES for way in DEATHS}
+    return [pytest.param(*row, marks=[] if here else [pytest.mark.slow]) for row, here in short.items()]
+
+
+every_death = pytest.mark.parametrize(("n", "way"), rows(IN_EACH_SIZE))
+# Of four ranks, those that are not the dead one's neighbours wait a second until they are freed.
+every_death_in_a_collective = pytest.mark.parametrize(("n", "way"), rows(("SIGKILL", "SIGSEGV", "_exit(3)")))
 no_death = pytest.mark.parametrize(("n", "way"), [(n, way) for n in SIZES for way in NO_DEATHS])
 
 
