@@ -12,7 +12,8 @@ STAMP := .venv/.installed
 NOTEBOOK := notebooks/02-digits.ipynb
 ALL_TIERS := tests --ignore=tests/benchmarks
 # These compute; the others mostly wait, for the bounds that they test. `make test` runs the two beside each other.
-COMPUTING := tests/unit tests/property tests/soak
+# The soak comes first: in the heap that a thousand tests have left free nothing would be seen to grow.
+COMPUTING := tests/soak tests/unit tests/property
 
 # The oldest versions were not built for a newer Python than the oldest.
 OLDEST_PYTHON ?= $(firstword $(shell for p in $(PYTHON) python3.11; do \
@@ -63,7 +64,8 @@ test-oldest: ## the main path with the oldest IPython, ipykernel and others that
 	$(if $(OLDEST_PYTHON),$(OLDEST)/python -m pytest -p no:cacheprovider tests/integration/test_smoke.py)
 
 test-all: $(STAMP) debian-packages lint test-oldest ## everything, with all seeds and sizes
-	$(BIN)/python -m pytest $(ALL_TIERS) --all --hypothesis-profile=long
+	$(BIN)/python -m pytest tests/soak --all
+	$(BIN)/python -m pytest $(ALL_TIERS) --ignore=tests/soak --all --hypothesis-profile=long
 
 # Each part can be run alone: make soak SOAK=tests/soak; SCHEDULES=250:500 takes the second half of the schedules.
 SOAK ?= tests/soak tests/fault/test_nemesis.py tests/property/test_malformed.py tests/property/test_pool_machine.py \
