@@ -21,7 +21,7 @@ OLDEST_PYTHON ?= $(firstword $(shell for p in $(PYTHON) python3.11; do \
 OLDEST := .venv-oldest/bin
 OLDEST_STAMP := .venv-oldest/.installed
 
-.PHONY: help demo lab test test-fast test-oldest test-all soak mutants lint bench scale pictures debian-packages clean
+.PHONY: help demo lab test test-computing test-fast test-oldest test-all soak mutants lint bench scale pictures debian-packages clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,10 +47,13 @@ demo: $(STAMP) ## a small network trained on four ranks, headless; what each ran
 lab: $(STAMP) ## the same notebook in JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(NOTEBOOK)
 
-test: $(STAMP) debian-packages lint test-oldest | out ## lint and every kind of test, with fewer examples: at most 20 minutes
-	nice -n 19 $(BIN)/python -m pytest -p no:cacheprovider $(COMPUTING) > out/computing.log 2>&1 & computing=$$!; \
-		$(BIN)/python -m pytest $(ALL_TIERS) $(COMPUTING:%=--ignore=%); waiting=$$?; \
-		wait $$computing; computed=$$?; cat out/computing.log; exit $$((waiting ? waiting : computed))
+test: $(STAMP) debian-packages | out ## lint and every kind of test, with fewer examples: at most 20 minutes
+	nice -n 19 $(MAKE) --no-print-directory lint test-oldest test-computing > out/beside.log 2>&1 & beside=$$!; \
+		$(BIN)/python -m pytest $(ALL_TIERS) $(COMPUTING:%=--ignore=%); waited=$$?; \
+		wait $$beside; computed=$$?; cat out/beside.log; exit $$((waited ? waited : computed))
+
+test-computing: $(STAMP)
+	$(BIN)/python -m pytest -p no:cacheprovider $(COMPUTING)
 
 out:
 	mkdir -p out
