@@ -12,7 +12,7 @@ STAMP := .venv/.installed
 NOTEBOOK := notebooks/02-digits.ipynb
 ALL_TIERS := tests --ignore=tests/benchmarks
 # These compute; the others mostly wait, for the bounds that they test. `make test` runs the two beside each other.
-# The soak comes first: in the heap that a thousand tests have left free nothing would be seen to grow.
+# The soak comes first, in a heap that a thousand tests have not yet stirred.
 COMPUTING := tests/soak tests/unit tests/property
 
 # The oldest versions were not built for a newer Python than the oldest.
