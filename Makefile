@@ -13,7 +13,7 @@ NOTEBOOK := notebooks/02-digits.ipynb
 ALL_TIERS := tests --ignore=tests/benchmarks
 # These compute; the others mostly wait, for the bounds that they test. `make test` runs the two beside each other.
 # The soak comes first, in a heap that a thousand tests have not yet stirred.
-COMPUTING := tests/soak tests/unit tests/property
+COMPUTING := tests/soak tests/unit tests/property tests/fault/test_nemesis.py
 
 # The oldest versions were not built for a newer Python than the oldest.
 OLDEST_PYTHON ?= $(firstword $(shell for p in $(PYTHON) python3.11; do \

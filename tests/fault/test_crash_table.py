@@ -7,6 +7,7 @@ row: the bound, the words, the survivors' variables and PIDs, the next cell, and
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -23,20 +24,18 @@ SIZES = (1, 2, 4)
 TOLD_S = 1.0
 """From a death in a cell to its line in the cell's output, while the others still run it."""
 
-IN_EACH_SIZE = ("SIGKILL", "SIGSEGV", "_exit(3)", "exec")
-"""Ways to die that the short run has at every size: a signal, a crash, an exit, and what is none of them."""
+IN_EACH_SIZE = ("SIGKILL", "_exit(3)")
+"""Ways to die that the short run has at every size: a signal and an exit. All others: with two ranks."""
 
 
-def rows(ways: tuple[str, ...]) -> list[Any]:
-    """Each way with two ranks; with one and four the rest of `ways` is for the long run."""
-    short = {(n, way): n == 2 or way in ways for n in SIZES for way in DEATHS}
+def rows(ways: tuple[str, ...], of: Iterable[str] = DEATHS) -> list[Any]:
+    """Each way with two ranks; with one and four, all but these `ways` are for the long run."""
+    short = {(n, way): n == 2 or way in ways for n in SIZES for way in of}
     return [pytest.param(*row, marks=[] if here else [pytest.mark.slow]) for row, here in short.items()]
 
 
 every_death = pytest.mark.parametrize(("n", "way"), rows(IN_EACH_SIZE))
-# Of four ranks, those that are not the dead one's neighbours wait a second until they are freed.
-every_death_in_a_collective = pytest.mark.parametrize(("n", "way"), rows(("SIGKILL", "SIGSEGV", "_exit(3)")))
-no_death = pytest.mark.parametrize(("n", "way"), [(n, way) for n in SIZES for way in NO_DEATHS])
+no_death = pytest.mark.parametrize(("n", "way"), rows(("sys.exit(3)",), NO_DEATHS))
 
 
 # --- deaths -----------------------------------------------------------------------------------------
@@ -117,7 +116,7 @@ def test_in_a_cell(pools: Pools, promised: Stopwatch, n: int, way: str) -> None:
 
 
 @pytest.mark.promise("a rank dies in a collective: the cell says how, the others are freed", bound_s=3)
-@every_death_in_a_collective
+@every_death
 def test_in_a_collective(pools: Pools, promised: Stopwatch, fuse: Fuse, n: int, way: str) -> None:
     """Of a thread, while the cell goes from one collective to the next."""
     victim, told = Victim(pools, n, "told", way, fuse), DEATHS[way][1]
