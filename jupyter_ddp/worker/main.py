@@ -54,6 +54,8 @@ def prepare() -> None:
     shell = RankShell.instance(outbox=_Mute())
     shell.run(m.RunCell(m.NO_CELL, "None\n1\n"))
     shell.displayhook.flush()  # type: ignore[no-untyped-call]  # `_` and `Out` begin without a value
+    # What it forgets: a `_` that is not the hidden one counts as the user's own, and is never set again.
+    shell.user_ns_hidden.update({name: shell.user_ns[name] for name in ("_", "__", "___")})
     del shell.user_ns[f"_{m.NO_CELL}"]
     peepholes()
 
