@@ -108,8 +108,8 @@ class Life:
         exchange = self._open_exchange()
         try:
             exchange.order(event, meanwhile)
-        except BaseException:
-            exchange.rest()  # nobody else would read the links
+        except BaseException:  # an interrupt too: nobody else would read the links
+            exchange.rest()
             raise
         return exchange
 
