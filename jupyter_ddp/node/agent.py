@@ -315,12 +315,18 @@ class Agent:
             return
         for process, pid in told:
             if pid:
-                process.born(pid)
-                self._watch(process.pidfd, self._exit_callback(process))
-                self._say(m.WorkerForked(process.rank, pid))
+                self._note_birth(process, pid)
             else:
                 self._bury(process, "the system could make no process for it")
         self._reap_orphans()  # which was put off while it was unknown who is a rank
+
+    def _note_birth(self, process: RankProcess, pid: int) -> None:
+        """The forkserver tells of it, or it does so itself: whichever comes first, one may never come."""
+        if process.pid:
+            return
+        process.born(pid)
+        self._watch(process.pidfd, self._exit_callback(process))
+        self._say(m.WorkerForked(process.rank, pid))
 
     def _bury(self, process: RankProcess, why: str) -> None:
         """A rank that never came to be."""
@@ -362,6 +368,8 @@ class Agent:
         """Relay what a rank says; what its cell wrote to fd 1 and 2 goes before the cell's end."""
         if isinstance(message, m.RankSeen):
             self._looks.answered(process, message.look)
+        elif isinstance(message, m.WorkerConnected):
+            self._note_birth(process, message.pid)
         if isinstance(message, m.CellFinished):
             self._say_all(process.drain())
             self._busy.discard(process)

@@ -732,6 +732,24 @@ def test_a_forkserver_that_ends_as_ranks_are_asked_for(mortal: Agent) -> None:
     mortal.run_to_end("pass", 0)
 
 
+def test_ranks_outlive_a_forkserver_that_is_killed_before_it_tells_of_them() -> None:
+    """Who has connected is a rank like any; who has not never will, and finds the agent's end closed."""
+    with Agent(preload=("silent_forkserver",)) as agent:
+        agent.next(m.Preloaded)
+        (forkserver,) = children(agent.process.pid)
+        agent.ask_for(0, 1, 2, prelude="if outbox.rank == 2: cells.recv(1)")
+        connected = [agent.next(m.WorkerConnected) for _ in range(2)]
+        assert agent.pids == {message.rank: message.pid for message in connected}
+        (unknown,) = set(children(agent.process.pid)) - {forkserver, *agent.pids.values()}
+        watch = Watch(unknown)
+        os.kill(forkserver, signal.SIGKILL)
+        agent.next(m.PreloadFailed)
+        assert watch.all_gone(GONE_S) == []
+        agent.run_to_end("pass", 0)
+        agent.signal(signal.SIGKILL, 1)
+        assert agent.next(m.WorkerExited).pid == agent.pids[1]
+
+
 def test_a_rank_that_talks_nonsense_is_lost_alone(mortal: Agent) -> None:
     """User code that writes to a descriptor it does not own ends its rank, not the pool."""
     mortal.start(0, 1)

@@ -90,8 +90,7 @@ def test_the_agent_is_killed(pools: Pools, promised: Stopwatch, fuse: Fuse, n: i
 
 
 @pytest.mark.promise("the forkserver is killed: the ranks live on, a restart makes a new one")
-# "forked" is not in the short run: now and then, on a busy machine, such a start does not come to its end.
-@rows("computing")
+@rows("forked", "computing")
 def test_the_forkserver_is_killed(pools: Pools, fuse: Fuse, n: int, moment: str) -> None:
     """Only ranks that are still to be born need it: cells run as before, also one that runs just then."""
     cluster = pools.of(n)
