@@ -83,6 +83,7 @@ def prepare(cell: str, first_line: int = 1, shell: Any = None) -> PreparedSource
     return PreparedSource(source, bool(code.co_flags & inspect.CO_COROUTINE), shows, looked_at, ready)
 
 
+@functools.lru_cache(maxsize=8)  # a cell is often run again as it is
 def _compiled(source: str) -> tuple[ast.Module, CodeType, bool]:
     """(the syntax tree, the code, whether the compiler has something to warn of). Raises SyntaxError."""
     try:

@@ -31,6 +31,7 @@ _READ_BYTES = 1024 * 1024
 _MAX_WAITING_BYTES = 16 * 1024 * 1024
 """With more than this on its way to the notebook kernel, ranks are not read: they wait to print."""
 _END_TIMEOUT_S = 1.0
+_MAX_EVENTS = 64  # at a time; by default room is made, and paid for, for a thousand
 _NEVER_RAN = 1 << 8  # as waitpid gives an exit with code 1
 _GATHER_S = 0.02
 """The longest that a rank's good end waits for those of the others."""
@@ -70,8 +71,11 @@ class Agent:
         self._preloaded = False
         self._forkserver_lost = False
         self._start_waiting: list[m.StartRanks] = []
-        self._gathered: list[m.CellFinished] = []
+        self._gathered: list[tuple[RankProcess, m.CellFinished]] = []
+        """Good ends that are still to be said, behind what their ranks' pipes hold."""
         self._gathered_at = 0.0
+        self._pipes = select.poll()
+        """Of all ranks, to be asked about at once."""
         self._usage = UsageSampler()
         self._has_duties = False
         """Usage is watched, a rank is stopped or was asked something: one look where three would be taken."""
@@ -131,7 +135,8 @@ class Agent:
 
     def _attend(self, timeout_s: float | None, but: int = -1) -> None:
         """Wait for something to happen, on any descriptor `but` this one, and act on it."""
-        ready = [(fd, events, self._watched[fd]) for fd, events in self._epoll.poll(timeout_s) if fd != but]
+        happened = self._epoll.poll(timeout_s, _MAX_EVENTS)
+        ready = [(fd, events, self._watched[fd]) for fd, events in happened if fd != but]
         self._rounds += 1
         this = self._rounds
         for fd, events, watch in ready:
@@ -341,7 +346,16 @@ class Agent:
         write = select.EPOLLOUT if process.writer.waiting_bytes else 0
         self._watch(process.cells.fileno(), self._cells_callback(process), read | write)
         for stream, fd in process.pipes.items():
-            self._watch(fd, self._pipe_callback(process, stream), 0 if stream in process.ended else read)
+            if stream in process.ended:
+                self._let_go_of_pipe(fd)
+            else:
+                self._watch(fd, self._pipe_callback(process, stream), read)
+                self._pipes.register(fd, select.POLLIN)
+
+    def _let_go_of_pipe(self, fd: int) -> None:
+        self._watch(fd, _ignore, 0)
+        with contextlib.suppress(KeyError):  # it was let go of before
+            self._pipes.unregister(fd)
 
     def _cells_callback(self, process: RankProcess) -> Callable[[int], None]:
         def on_cells(events: int) -> None:
@@ -371,26 +385,30 @@ class Agent:
         elif isinstance(message, m.WorkerConnected):
             self._note_birth(process, message.pid)
         if isinstance(message, m.CellFinished):
-            self._say_all(process.drain())
             self._busy.discard(process)
             if message.verdict == "ok":
-                self._gather(message)
+                self._gather(process, message)
                 return
+            self._say_all(process.drain())
         self._say(codec.frame(body))
 
-    def _gather(self, end: m.CellFinished) -> None:
+    def _gather(self, process: RankProcess, end: m.CellFinished) -> None:
         """Good ends go together, when no rank is busy any more: each message wakes the kernel's threads."""
         if not self._gathered:
             self._gathered_at = time.monotonic()
-        elif self._gathered[0].cell != end.cell:
+        elif self._gathered[0][1].cell != end.cell:
             self._say_gathered()
-        self._gathered.append(end)
+        self._gathered.append((process, end))
         if not self._busy:
             self._say_gathered()
 
     def _say_gathered(self) -> None:
-        if ends := self._gathered:
+        if gathered := self._gathered:
             self._gathered = []
+            if self._pipes.poll(0):
+                for process, _ in gathered:
+                    self._say_all(process.drain())
+            ends = [end for _, end in gathered]
             said = ends[0] if len(ends) == 1 else m.GoodEnds(ends[0].cell, tuple(ends))
             self._writer.push(codec.encode(said))
 
@@ -431,8 +449,11 @@ class Agent:
                     os.waitpid(pid, os.WNOHANG)
 
     def _forget(self, process: RankProcess) -> None:
-        for fd in (process.cells.fileno(), process.pidfd, *process.pipes.values()):
+        self._say_gathered()  # its last word may be among them, and what its pipes hold goes before
+        for fd in (process.cells.fileno(), process.pidfd):
             self._watch(fd, _ignore, 0)
+        for fd in process.pipes.values():
+            self._let_go_of_pipe(fd)
         if self._ranks.get(process.rank) is process:
             del self._ranks[process.rank]
             self._keep_states(process)

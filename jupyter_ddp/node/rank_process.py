@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import select
 import signal
 import socket
 import time
@@ -55,9 +54,6 @@ class RankProcess:
             self.pipes[stream], theirs = os.pipe()
             os.set_blocking(self.pipes[stream], False)
             self._their_pipes.append(theirs)
-        self._pipes_poll = select.poll()
-        for fd in self.pipes.values():
-            self._pipes_poll.register(fd, select.POLLIN)
         self._page_fd = os.memfd_create(f"jupyter_ddp rank {self.rank}")
         os.ftruncate(self._page_fd, CRASH_OFFSET_BYTES + CRASH_BYTES)
         self._page = mmap.mmap(self._page_fd, SHARED_BYTES)
@@ -141,10 +137,8 @@ class RankProcess:
 
     def drain(self) -> Iterator[m.FdOutput]:
         """What C code and subprocesses have written to fd 1 and 2 so far."""
-        readable = self._pipes_poll.poll(0)  # mostly none: one call instead of two failing reads
-        if readable:
-            for stream in _STREAMS:
-                yield from self.drain_one(stream)
+        for stream in _STREAMS:
+            yield from self.drain_one(stream)
 
     def drain_one(self, stream: m.Stream) -> Iterator[m.FdOutput]:
         """One pipe's content. A child that never stops writing does not keep us here."""

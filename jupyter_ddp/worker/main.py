@@ -112,7 +112,10 @@ def _end_with(agent_pid: int) -> None:
 def _orders(cells: socket.socket) -> Iterator[m.NodeToRank]:
     """What the agent says, until it closes its end."""
     reader, buffer = codec.FrameReader(), bytearray(64 * 1024)
-    while length := cells.recv_into(buffer):
+    # Who waits in recv() is woken also when the agent has read what this rank said, for nothing.
+    waiting = select.poll()
+    waiting.register(cells, select.POLLIN)
+    while waiting.poll() and (length := cells.recv_into(buffer)):
         for body in reader.feed(memoryview(buffer)[:length]):
             yield codec.decode(codec.to_rank, body)
 

@@ -671,6 +671,35 @@ def test_what_a_dead_rank_left_behind_does_not_stay_as_a_zombie(mortal: Agent) -
     wait_until(lambda: child not in children(mortal.process.pid))
 
 
+def test_a_rank_that_ends_right_behind_its_last_word(mortal: Agent, tmp_path: Path) -> None:
+    """While another is busy and writes: word and end come in their order, whatever came first to the agent."""
+    pids = mortal.start(0, 1)
+    fifos = [tmp_path / f"fifo{rank}" for rank in (0, 1)]
+    for fifo in fifos:
+        os.mkfifo(fifo)
+    mortal.run(
+        f"import os, pathlib\noutbox.write('stdout', b'on'); pathlib.Path('{tmp_path}', f'fifo{{outbox.rank}}').read_text()\n"
+        "if outbox.rank == 0: after = lambda: os._exit(0)\n"
+        f"else: os.write(1, b'late'); pathlib.Path('{tmp_path}', 'written').touch()",
+        0,
+        1,
+    )
+    for _ in pids:
+        mortal.next(m.Output)
+    mortal.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, mortal.process.pid, os.WSTOPPED)
+    fifos[0].write_text("")
+    wait_until(lambda: _state(pids[0]) == "Z")
+    fifos[1].write_text("")
+    wait_until((tmp_path / "written").exists)
+    mortal.process.send_signal(signal.SIGCONT)
+    while len([x for x in mortal.heard if isinstance(x, m.CellFinished | m.WorkerExited)]) < 3:
+        mortal.next_message()
+    told = [type(x) for x in mortal.heard if getattr(x, "rank", -1) == 0]
+    assert told[-2:] == [m.CellFinished, m.WorkerExited]
+    assert written(mortal.heard, "stdout", fd=True) == b"late"
+
+
 def test_bytes_that_are_no_order_end_the_agent_and_all(mortal: Agent) -> None:
     """A kernel that talks nonsense is none."""
     watch = Watch(*mortal.start(0))
