@@ -124,10 +124,10 @@ class Exchange:
         with self._serving:
             if self._closing:
                 return
-            if self._leading.acquire(blocking=False):
-                self._hand_links_to(get_ident())
             self._events.append(event)
             self._settle()
+            if self._leading.acquire(blocking=False):  # behind the sending: no answer can be there so soon
+                self._hand_links_to(get_ident())
             meanwhile()
         if self._pool.next_deadline != before:
             self._wake()

@@ -84,6 +84,8 @@ class Agent:
         # Not `selectors`: with four ranks on two cores, its bookkeeping is a twentieth of a short cell.
         self._epoll = select.epoll()
         self._rounds = 0  # counts the times that it was asked
+        self._more_came = False
+        """Something had come from others too when the notebook kernel's order did."""
         self._watched: dict[int, tuple[int, Callable[[int], None]]] = {}
         """Descriptor: (what is waited for, who is called with what has come)."""
         self._read_buffer = bytearray(_READ_BYTES)
@@ -137,6 +139,7 @@ class Agent:
         """Wait for something to happen, on any descriptor `but` this one, and act on it."""
         happened = self._epoll.poll(timeout_s, _MAX_EVENTS)
         ready = [(fd, events, self._watched[fd]) for fd, events in happened if fd != but]
+        self._more_came = len(ready) > 1
         self._rounds += 1
         this = self._rounds
         for fd, events, watch in ready:
@@ -249,7 +252,7 @@ class Agent:
     def _tell(self, order: m.Tell) -> None:
         command = order.command
         frame = codec.encode(command)
-        if isinstance(command, m.RunCell):
+        if isinstance(command, m.RunCell) and self._more_came:
             self._attend(0, but=self._kernel.fileno())  # what is late belongs to the cell before
         for rank in order.ranks:
             process = self._ranks.get(rank)

@@ -197,10 +197,10 @@ class Worker:
     def serve(self, orders: Iterator[m.NodeToRank]) -> None:
         for order in orders:
             match order:
-                case m.FormGroup():
-                    self._form(order)
                 case m.RunCell():
                     self._run(order)
+                case m.FormGroup():
+                    self._form(order)
                 case m.EndWorker():
                     break
                 case m.BreakGroup():
