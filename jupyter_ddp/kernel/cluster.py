@@ -22,7 +22,7 @@ from jupyter_ddp.core.steps import Sight
 from jupyter_ddp.core.topology import parse_targets
 from jupyter_ddp.kernel.cells import Cells
 from jupyter_ddp.kernel.execution import OnNews
-from jupyter_ddp.kernel.front_end import somebody_watches
+from jupyter_ddp.kernel.front_end import request, somebody_watches
 from jupyter_ddp.kernel.life import AskedBackend, Life, OnProgress, Wishes
 from jupyter_ddp.kernel.limits import check_timeout
 from jupyter_ddp.kernel.roster import RankStatus, Roster
@@ -280,7 +280,7 @@ class Cluster:
 
     def _ipython_display_(self) -> None:
         """As a cell's value: the panel, where somebody can use it."""
-        if not somebody_watches():
+        if not somebody_watches(request()):
             raise NotImplementedError  # then IPython asks for the bundle
         self.panel()._ipython_display_()
 

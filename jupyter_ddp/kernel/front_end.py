@@ -12,9 +12,16 @@ _OF_JUPYTER_CLIENT = re.compile(r"[0-9a-f-]+_\d+_\d+", re.IGNORECASE)
 
 
 def request() -> dict[str, Any]:
-    """The content of its request; empty where there is no notebook kernel."""
-    content = _parent().get("content", {})
-    return content if isinstance(content, dict) else {}
+    """Its request as it came: header, metadata, content; empty where there is no notebook kernel."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    parent = {} if kernel is None else kernel.get_parent()
+    return parent if isinstance(parent, dict) else {}
+
+
+def content(asked: dict[str, Any]) -> dict[str, Any]:
+    """What it asks for."""
+    found = asked.get("content")
+    return found if isinstance(found, dict) else {}
 
 
 def is_terminal() -> bool:
@@ -22,28 +29,21 @@ def is_terminal() -> bool:
     shell = get_ipython()
     if shell is None or getattr(shell, "kernel", None) is None:
         return shell is not None
-    return bool(request().get("allow_stdin", False)) and _is_console()
+    asked = request()
+    return bool(content(asked).get("allow_stdin", False)) and _is_console(asked)
 
 
-def somebody_watches(asked: dict[str, Any] | None = None) -> bool:
+def somebody_watches(asked: dict[str, Any]) -> bool:
     """There is somebody before the front end, who can watch and click, and it can redraw what it shows.
 
     One that can answer questions has somebody before it. A terminal is written to once: jupyter console
     ignores changes of a display, and would be left with what was there first.
     """
-    return bool((request() if asked is None else asked).get("allow_stdin", False)) and not _is_console()
+    return bool(content(asked).get("allow_stdin", False)) and not _is_console(asked)
 
 
-def _is_console() -> bool:
+def _is_console(asked: dict[str, Any]) -> bool:
     """It talks through jupyter_client, and of no cell: JupyterLab's requests and VS Code's name theirs."""
-    parent = _parent()
-    if "cellId" in (parent.get("metadata") or {}):
+    if "cellId" in (asked.get("metadata") or {}):
         return False
-    return _OF_JUPYTER_CLIENT.fullmatch(str((parent.get("header") or {}).get("msg_id", ""))) is not None
-
-
-def _parent() -> dict[str, Any]:
-    """The request as it came; empty where there is no notebook kernel."""
-    kernel = getattr(get_ipython(), "kernel", None)
-    parent = {} if kernel is None else kernel.get_parent()
-    return parent if isinstance(parent, dict) else {}
+    return _OF_JUPYTER_CLIENT.fullmatch(str((asked.get("header") or {}).get("msg_id", ""))) is not None

@@ -17,8 +17,8 @@ from jupyter_ddp.core.log import QUOTA_BYTES
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.kernel.cluster import Cluster
 from jupyter_ddp.kernel.display import CellDisplay, StartDisplay
+from jupyter_ddp.kernel.front_end import content, somebody_watches
 from jupyter_ddp.kernel.front_end import request as front_end_request
-from jupyter_ddp.kernel.front_end import somebody_watches
 from jupyter_ddp.kernel.limits import check_world_size
 from jupyter_ddp.kernel.live import LiveViews
 from jupyter_ddp.kernel.options import (
@@ -149,7 +149,7 @@ class DDPMagics(Magics):
         options = parse_cell_line(line)
         self._say_announcements()
         request = front_end_request()
-        first_line, count = self._place_of_cell(cell, request.get("code", ""))
+        first_line, count = self._place_of_cell(cell, content(request).get("code", ""))
         record: CellRecord | None = None
         live = self._is_live(request)
         screen = CellDisplay(live, self._views)
@@ -202,12 +202,12 @@ class DDPMagics(Magics):
                 f"the pool has {cluster.world_size} rank{'s' if cluster.world_size != 1 else ''}, not {n}; "
                 f"nothing was run. %ddp resize {n} makes it fit, or leave -n out"
             )
-        elif options.pool.backend not in (None, "auto", cluster.backend):
+        elif (backend := options.pool.backend) is not None and backend not in ("auto", cluster.backend):
             raise PoolError(
                 f"the pool's backend is {cluster.backend}; nothing was run. "
-                f"%ddp restart --backend {options.pool.backend} starts anew, without the variables"
+                f"%ddp restart --backend {backend} starts anew, without the variables"
             )
-        elif options.pool.devices not in (None, cluster.devices or ()):
+        elif (devices := options.pool.devices) is not None and devices != (cluster.devices or ()):
             raise PoolError(
                 "the pool was started without these devices; nothing was run. "
                 "%ddp restart --devices … starts anew, without the variables"
