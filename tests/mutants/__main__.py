@@ -20,7 +20,10 @@ from pathlib import Path
 from tests.mutants.mutations import Mutant, mutants
 
 _MACHINE = [
-    "tests/unit/test_pool.py",
+    "tests/unit/test_pool_start.py",
+    "tests/unit/test_pool_cells.py",
+    "tests/unit/test_pool_resize.py",
+    "tests/unit/test_pool_stop.py",
     "tests/unit/test_pool_looks.py",
     "tests/unit/test_pool_ladder.py",
     "tests/unit/test_healing.py",
@@ -70,7 +73,7 @@ def _try_all(name: str, step: int) -> float:
     limit_s = PATIENCE * (time.monotonic() - began)
     every = list(mutants(source))[::step]
     began = time.monotonic()
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         survived = list(threads.map(lambda mutant: _survives(name, path, mutant, limit_s), every))
     left = [mutant for mutant, alive in zip(every, survived, strict=True) if alive]
     killed = 100 * (len(every) - len(left)) / len(every)

@@ -8,7 +8,7 @@ from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import healing
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
-from tests.unit.test_pool import SURROUNDINGS, Desk, breaks, interrupts, kills, only, tells
+from tests.unit.desk import SURROUNDINGS, Desk, breaks, interrupts, kills, only, tells
 
 NEW_PIDS = 200
 LATE = "rank 1 did not connect within {:.0f} s"

@@ -8,15 +8,7 @@ from jupyter_ddp.core import bounds
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.ladder import BREAK_CHANCE_S, INTERRUPT_TIMEOUT_S, NOTICE_S, SIGNAL_CHANCE_S
-from tests.unit.test_pool import Desk, breaks, interrupts, kills, only, tells
-
-
-@pytest.fixture
-def three() -> Desk:
-    """A pool of three ranks that takes cells."""
-    desk = Desk()
-    desk.come_up(3)
-    return desk
+from tests.unit.desk import Desk, breaks, interrupts, kills, only, tells
 
 
 def breaking(ranks: str, withdrawn: bool = False) -> ev.Announced:

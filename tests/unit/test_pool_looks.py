@@ -11,7 +11,7 @@ from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.lookout import LOOK_TIMEOUT_S
-from tests.unit.test_pool import Desk, breaks, interrupts, only, tells
+from tests.unit.desk import Desk, breaks, interrupts, only, tells
 
 
 @pytest.fixture
