@@ -52,10 +52,9 @@ class Panel(anywidget.AnyWidget):
     _esm = _FILES / "panel.js"
     _css = _FILES / "panel.css"
     state = traitlets.Dict().tag(sync=True)
-    answer = traitlets.Dict().tag(sync=True)
 
     def __init__(self, feed: Feed) -> None:
-        super().__init__(state=feed.state(), answer={"text": "", "busy": "", "number": 0})
+        super().__init__(state=feed.state())
         self._feed = feed
         self.on_msg(self._on_custom)
 
@@ -73,13 +72,17 @@ class Panel(anywidget.AnyWidget):
 
 
 class Feed:
-    """Keeps the panels of one cluster up to date, and does what their buttons ask."""
+    """Keeps the panels of one cluster up to date, and does what their buttons ask.
+
+    All that they are told comes from its one thread, as one state: they cannot but agree.
+    """
 
     def __init__(self, cluster: Watched) -> None:
         self._cluster = cluster
         self._panels: deque[Panel] = deque()
+        self._answer = _answer("", "", 0)
         self._changed = threading.Condition()
-        self._closing = False
+        self._stale = self._closing = False
         self._thread: threading.Thread | None = None
         self._acting = threading.Lock()
         self._subshell = Subshell()
@@ -102,7 +105,7 @@ class Feed:
     def state(self) -> dict[str, Any]:
         cluster = self._cluster
         state = panel_state(cluster.status(), cluster.backend, cluster.phase)
-        return state | {"beat": int(time.monotonic() / BEAT_S)}
+        return state | {"answer": self._answer, "beat": int(time.monotonic() / BEAT_S)}
 
     def table(self) -> dict[str, str]:
         """The same as a table, as a MIME bundle."""
@@ -112,6 +115,7 @@ class Feed:
     def refresh(self) -> None:
         """Show what there is now, at once."""
         with self._changed:
+            self._stale = True
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -122,17 +126,18 @@ class Feed:
             thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=5)
-        self._show(panel_state([], "", "") | {"title": CLOSED})
+        self._show(panel_state([], "", "") | {"title": CLOSED, "answer": _answer("", "", 0)})
         self._subshell.close()
 
     # -- its thread ------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         while not self._closing:
+            with self._changed:
+                self._stale = False
             self._show(self.state())
             with self._changed:
-                if not self._closing:
-                    self._changed.wait(UPDATE_S)
+                self._changed.wait_for(lambda: self._stale or self._closing, UPDATE_S)
         self._cluster.watch_usage(0)
 
     def _show(self, state: dict[str, Any]) -> None:
@@ -154,9 +159,9 @@ class Feed:
         if doing is None:
             return
         if command == "interrupt":
-            self._answer(self._outcome(doing[1]), "", number)
+            self._say(self._outcome(doing[1]), "", number)
             return
-        self._answer("", doing[0], number)
+        self._say("", doing[0], number)
         # Not in the front end's thread: another button may be pressed meanwhile.
         work = threading.Thread(
             target=self._alone, args=(doing[1], number), name="jupyter_ddp panel button", daemon=True
@@ -165,14 +170,13 @@ class Feed:
 
     def _alone(self, do: Any, number: int) -> None:
         if not self._acting.acquire(blocking=False):
-            self._answer("another button's work is not done yet; wait for it", "", number)
+            self._say("another button's work is not done yet; wait for it", "", number)
             return
         try:
             said = self._outcome(do)
         finally:
             self._acting.release()
-        self._answer(said, "", number)
-        self.refresh()
+        self._say(said, "", number)
 
     def _outcome(self, do: Any) -> str:
         try:
@@ -180,9 +184,9 @@ class Feed:
         except DDPError as error:
             return str(error)
 
-    def _answer(self, text: str, busy: str, number: int) -> None:
-        for panel in list(self._panels):
-            panel.answer = {"text": text, "busy": busy, "number": number}
+    def _say(self, text: str, busy: str, number: int) -> None:
+        self._answer = _answer(text, busy, number)
+        self.refresh()
 
     def _interrupt(self) -> str:
         self._cluster.interrupt()
@@ -200,3 +204,8 @@ class Feed:
     def _stop(self) -> str:
         self._cluster.stop()
         return "the pool was stopped"
+
+
+def _answer(text: str, busy: str, number: int) -> dict[str, Any]:
+    """What is said below the table: of what was asked for last, or (`busy`) what is being done for it."""
+    return {"text": text, "busy": busy, "number": number}

@@ -76,6 +76,7 @@ function render({ model, el }) {
   );
   const table = element("table", {}, head, body);
   let asked = 0;
+  let answered = ""; // what was said last
   let gone = ""; // why nothing comes any more
   let silence;
 
@@ -84,7 +85,8 @@ function render({ model, el }) {
     said.textContent = "";
     model.send({ do: command, number });
     setTimeout(() => {
-      if (asked === number && model.get("answer").number !== number && !model.get("answer").busy)
+      const { number: answered, busy } = model.get("state").answer;
+      if (asked === number && answered !== number && !busy)
         said.textContent =
           "No answer: the notebook kernel is busy and cannot hear this panel here, or it has ended. " +
           "To interrupt the ranks press the notebook's own \u25a0 button.";
@@ -131,7 +133,10 @@ function render({ model, el }) {
   }
 
   function answer() {
-    const { text, busy } = model.get("answer");
+    const { text, busy, number } = model.get("state").answer;
+    const now = JSON.stringify([text, busy, number]);
+    if (now === answered) return; // what this panel says of itself stays until there is something new
+    answered = now;
     said.textContent = busy ? `${busy} …` : text;
   }
 
@@ -153,6 +158,7 @@ function render({ model, el }) {
     if (model.get("state").beat !== undefined) // else it was closed, and says so
       silence = setTimeout(lost, NO_NEWS_S * 1000, `no news for ${NO_NEWS_S} s: the notebook kernel has ended, or is stuck`);
     lost("");
+    answer();
   }
 
   function restarted() {
@@ -161,14 +167,11 @@ function render({ model, el }) {
   }
 
   model.on("change:state", hear);
-  model.on("change:answer", answer);
   model.on("comm_live_update", restarted);
   hear();
-  answer();
   return () => {
     clearTimeout(silence);
     model.off("change:state", hear);
-    model.off("change:answer", answer);
     model.off("comm_live_update", restarted);
   };
 }

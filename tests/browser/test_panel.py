@@ -52,7 +52,7 @@ def button(lab: NotebookPage, source: str, name: str) -> Locator:
 def see(lab: NotebookPage, text: str, timeout_s: float = 10.0) -> None:
     """Both panels show it: they agree."""
     for source in (PANEL, AGAIN):
-        panel(lab, source).get_by_text(text).first.wait_for(timeout=timeout_s * 1000)
+        expect(panel(lab, source)).to_contain_text(text, timeout=timeout_s * 1000)
 
 
 def test_an_idle_pool(lab: NotebookPage) -> None:

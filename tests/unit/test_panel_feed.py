@@ -1,0 +1,149 @@
+"""What keeps the panels of a cluster up to date, over a cluster that only notes what it is asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from jupyter_ddp.core.errors import PoolError
+from jupyter_ddp.kernel.panel import Feed, Panel
+from jupyter_ddp.view.panel import CLOSED
+
+TIMEOUT_S = 10.0
+
+
+class FakeCluster:
+    """No ranks; what its methods do is what a test has put there."""
+
+    backend, phase = "gloo", "ready"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.may_stop = threading.Event()
+        self.refusal = ""
+
+    def status(self) -> list[Any]:
+        return []
+
+    def watch_usage(self, interval_s: float) -> None:
+        self.asked.append(f"watch {interval_s:g}")
+
+    def interrupt(self) -> None:
+        self.asked.append("interrupt")
+
+    def restart(self) -> str:
+        raise PoolError("the pool cannot be started")
+
+    def stop(self) -> None:
+        assert self.may_stop.wait(TIMEOUT_S)
+
+    def where(self) -> str:
+        return "rank 0 is idle"
+
+    def heal(self) -> str:
+        return "nothing to heal"
+
+
+class Screen:
+    """What one panel is told, and by whom."""
+
+    def __init__(self, panel: Panel) -> None:
+        self.panel = panel
+        self.told: list[tuple[int, dict[str, Any]]] = []
+        self._more = threading.Condition()
+        panel.observe(self._take, "state")
+
+    def _take(self, change: Any) -> None:
+        with self._more:
+            self.told.append((threading.get_ident(), change.new))
+            self._more.notify_all()
+
+    def wait(self, **answer: Any) -> None:
+        """Until the panel says so."""
+        with self._more:
+            assert self._more.wait_for(
+                lambda: answer.items() <= self.panel.state["answer"].items(), TIMEOUT_S
+            ), self.panel.state["answer"]
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster()
+
+
+@pytest.fixture
+def feed(cluster: FakeCluster) -> Iterator[Feed]:
+    feed = Feed(cluster)
+    yield feed
+    cluster.may_stop.set()
+    feed.close()
+
+
+def test_every_panel_says_what_a_button_did(feed: Feed, cluster: FakeCluster) -> None:
+    """While it is done and after; a panel that is opened meanwhile says it too."""
+    screens = [Screen(feed.open()), Screen(feed.open())]
+    feed.act("stop", 1)
+    for screen in screens:
+        screen.wait(busy="stopping", number=1)
+    late = feed.open()
+    assert late.state["answer"]["busy"] == "stopping"
+    cluster.may_stop.set()
+    for screen in [*screens, Screen(late)]:
+        screen.wait(text="the pool was stopped", busy="", number=1)
+
+
+def test_one_button_at_a_time_but_interrupt_always(feed: Feed, cluster: FakeCluster) -> None:
+    """What came second is refused in words, and can be pressed again."""
+    screen = Screen(feed.open())
+    feed.act("stop", 1)
+    screen.wait(busy="stopping")
+    feed.act("heal", 2)
+    screen.wait(text="another button's work is not done yet; wait for it", number=2)
+    feed.act("interrupt", 3)
+    screen.wait(number=3)
+    assert "interrupt" in cluster.asked
+    cluster.may_stop.set()
+    screen.wait(text="the pool was stopped")
+    feed.act("heal", 4)
+    screen.wait(text="nothing to heal", number=4)
+
+
+def test_a_refusal_is_shown_in_its_words(feed: Feed) -> None:
+    screen = Screen(feed.open())
+    feed.act("restart", 1)
+    screen.wait(text="the pool cannot be started", busy="")
+
+
+def test_an_unknown_button_does_nothing(feed: Feed) -> None:
+    panel = feed.open()
+    feed.act("format the disk", 1)
+    assert panel.state["answer"]["number"] == 0
+
+
+def test_one_thread_tells_the_panels(feed: Feed) -> None:
+    """The widgets' library has no locks."""
+    screens = [Screen(feed.open()), Screen(feed.open())]
+    for number, command in enumerate(("where", "heal", "interrupt", "where"), 1):
+        feed.act(command, number)
+        for screen in screens:
+            screen.wait(number=number, busy="")
+    tellers = {teller for screen in screens for teller, _ in screen.told}
+    assert len(tellers) == 1
+    assert threading.get_ident() not in tellers
+
+
+def test_a_closed_feed_says_so_and_lets_go(cluster: FakeCluster) -> None:
+    """Nobody looks any more, and the last answer is gone with the pool."""
+    feed = Feed(cluster)
+    screen = Screen(feed.open())
+    feed.act("where", 1)
+    screen.wait(text="rank 0 is idle")
+    feed.close()
+    assert screen.panel.state["title"] == CLOSED
+    assert screen.panel.state["answer"]["text"] == ""
+    assert cluster.asked[0] == "watch 1"
+    assert cluster.asked[-1] == "watch 0"
+    assert not any("panel" in thread.name for thread in threading.enumerate())
