@@ -17,7 +17,7 @@ from jupyter_ddp.core.log import QUOTA_BYTES
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.kernel.cluster import Cluster
 from jupyter_ddp.kernel.display import CellDisplay, StartDisplay
-from jupyter_ddp.kernel.front_end import content, somebody_watches
+from jupyter_ddp.kernel.front_end import content, is_terminal, somebody_watches
 from jupyter_ddp.kernel.front_end import request as front_end_request
 from jupyter_ddp.kernel.limits import check_world_size
 from jupyter_ddp.kernel.live import LiveViews
@@ -29,7 +29,7 @@ from jupyter_ddp.kernel.options import (
     parse_command_line,
 )
 from jupyter_ddp.kernel.source import prepare
-from jupyter_ddp.view.status import saved_table, status_text
+from jupyter_ddp.view.status import saved_table, status_table, status_text
 
 _REDRAW_S = 1.0
 """A running cell redraws an earlier one's page at most so often: the page is made as a whole each time."""
@@ -233,7 +233,7 @@ class DDPMagics(Magics):
             case "panel":
                 self._show_panel()
             case "status":
-                self._say(status_text(cluster.status(), cluster.backend, cluster.phase))
+                self._show_status(status_table)
             case "start":
                 self._start_or_keep(options.pool)
             case "stop":
@@ -257,11 +257,18 @@ class DDPMagics(Magics):
 
     def _show_panel(self) -> None:
         """The panel where it can be used, else what it would show."""
-        cluster = self.cluster
         if self._is_live(front_end_request()):
-            display(cluster.panel())  # type: ignore[no-untyped-call]  # IPython has no types here
+            display(self.cluster.panel())  # type: ignore[no-untyped-call]  # IPython has no types here
         else:
-            display(saved_table(cluster.status(), cluster.backend, cluster.phase), raw=True)  # type: ignore[no-untyped-call]  # IPython has no types here
+            self._show_status(saved_table)
+
+    def _show_status(self, table: Callable[..., dict[str, str]]) -> None:
+        """To a terminal all there is to say; to a notebook, which is saved, what is the same next time."""
+        cluster = self.cluster
+        if is_terminal():
+            self._say(status_text(cluster.status(), cluster.backend, cluster.phase))
+        else:
+            display(table(cluster.status(), cluster.backend, cluster.phase), raw=True)  # type: ignore[no-untyped-call]  # IPython has no types here
 
     def _start_or_keep(self, pool: PoolOptions) -> None:
         """Run again from the top, `%ddp start -n 4` finds the pool there and keeps it."""

@@ -46,7 +46,7 @@ class RankLine(Protocol):
 
 
 def status_text(ranks: Sequence[PanelRank], backend: str, phase: str) -> str:
-    """The table; without a pool, how to start one."""
+    """The table in a terminal, with processes, ages and memory; without a pool, how to start one."""
     columns = {
         "rank": [str(r.rank) for r in ranks],
         "pid": [str(r.pid) for r in ranks],
@@ -61,7 +61,13 @@ def status_text(ranks: Sequence[PanelRank], backend: str, phase: str) -> str:
 
 
 def saved_table(ranks: Sequence[PanelRank], backend: str, phase: str) -> dict[str, str]:
-    """What is saved of a panel, as a MIME bundle: of the table what is the same in the next run."""
+    """What is saved of a panel: the table, which steps aside in JupyterLab while a panel stands below it."""
+    table = status_table(ranks, backend, phase)
+    return table | {"text/html": f'{_STYLE}<div class="jupyter-ddp-table">{table["text/html"]}</div>'}
+
+
+def status_table(ranks: Sequence[PanelRank], backend: str, phase: str) -> dict[str, str]:
+    """The table in a notebook, as a MIME bundle: what is the same in the next run, for it may be saved."""
     columns = {
         "rank": [str(r.rank) for r in ranks],
         "device": [r.device for r in ranks],
@@ -108,7 +114,7 @@ def _html(heading: str, rows: list[list[str]]) -> str:
     lines = ("".join(f'<td style="{_CELL}">{escape(cell)}</td>' for cell in row) for row in body)
     table = "".join(f"<tr>{line}</tr>\n" for line in [names, *lines]) if rows else ""
     return (
-        f'{_STYLE}<div class="jupyter-ddp-table" style="{_TEXT}">\n'
+        f'<div style="{_TEXT}">\n'
         f'<p style="margin:0 0 6px"><strong>{escape(heading)}</strong></p>\n'
         + (f'<table style="margin:0">\n{table}</table>\n' if table else "")
         + "</div>"

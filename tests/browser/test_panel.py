@@ -19,7 +19,8 @@ LOOP = "%%ddp\nn = 0\nwhile True:\n    n += 1"
 HOSTILE = "%%ddp\nif rank == 3:\n    raise ValueError('<img src=x onerror=alert(1)>')"
 SURVIVED = "%%ddp -t 0-2\nprint('kept:', n > 0)"
 KILLED = "%%ddp\nimport os, signal\nif rank == 3:\n    os.kill(os.getpid(), signal.SIGKILL)"
-CELLS = [START, PANEL, AGAIN, LOOP, SURVIVED, HOSTILE, KILLED]
+STATUS = "%ddp status"
+CELLS = [START, PANEL, AGAIN, STATUS, LOOP, SURVIVED, HOSTILE, KILLED]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,7 @@ def opened(server: JupyterServer, browser: BrowserContext) -> NotebookPage:
     page.run(CELLS.index(START), 60)
     page.run(CELLS.index(PANEL))
     page.run(CELLS.index(AGAIN))
+    page.run(CELLS.index(STATUS))
     panel(page, AGAIN).get_by_text("4 ranks · gloo").wait_for()
     return page
 
@@ -133,9 +135,9 @@ def test_what_loses_variables_asks_first(lab: NotebookPage) -> None:
 
 def test_a_saved_panel_is_a_table(server: JupyterServer, browser: BrowserContext, lab: NotebookPage) -> None:
     """With its notebook kernel gone the panel says so. Strict nbval, nbconvert and a page that is opened
-    again find a table of what is the same in every run."""
+    again find a table of what is the same in every run, as `%ddp status` shows it from the start."""
     saved = lab.save()
-    shown = [CELLS.index(source) for source in (START, PANEL, AGAIN)]
+    shown = [CELLS.index(source) for source in (START, PANEL, AGAIN, STATUS)]
     for i in shown[1:]:
         assert set(saved.cells[i].outputs[0].data) == {"text/plain", "text/html"}
     saved.cells = [saved.cells[i] for i in shown]
@@ -154,13 +156,13 @@ def test_a_saved_panel_is_a_table(server: JupyterServer, browser: BrowserContext
     page = browser.new_page()
     page.goto((server.root / "saved.html").as_uri())
     expect(page.locator(".jupyter-ddp-table td")).to_have_count(2 * 4 * 3)
-    assert page.inner_text("body").count("4 ranks · gloo · ready") == 2
+    assert page.inner_text("body").count("4 ranks · gloo · ready") == 3
     page.close()
     see(lab, "no news for 12 s: the notebook kernel has ended", 15)
     assert button(lab, PANEL, "Restart").is_disabled()
     lab.close()
     again = NotebookPage(browser, server, "lab", "panel.ipynb")
-    for i in shown[1:]:
+    for i in shown[1:3]:
         expect(again.output(i).locator(".jupyter-ddp-table")).to_be_visible()
         assert again.text(i).splitlines()[0] == "4 ranks · gloo · ready"
         assert "rror displaying" not in again.text(i)

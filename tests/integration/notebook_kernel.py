@@ -26,7 +26,10 @@ TAG = "JUPYTER_DDP_TEST_TAG"
 """Every process that a notebook kernel of ours starts carries this variable, however it got away."""
 READY_TIMEOUT_S = 60.0
 
-_STATUS_LINE = re.compile(r"^ *(\d+) +(\d+) +(\S+) +(idle|running|dead)(?= |$)", re.MULTILINE)
+_RANKS = (
+    "[(r.rank, r.pid, r.device, r.state) for r in "
+    "get_ipython().magics_manager.registry['DDPMagics'].cluster.status()]"
+)
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _POLL_S = 0.01
 
@@ -299,13 +302,12 @@ class NotebookKernel:
         return Ranks(cell, self.evaluate(_RECORD.format("_record")))
 
     def rank_pids(self) -> list[int]:
-        """As `%ddp status` has them, in rank order."""
+        """In rank order."""
         return [pid for _, pid, _, _ in self.status()]
 
     def status(self) -> list[tuple[int, int, str, str]]:
-        """(rank, pid, device, state) of each line of `%ddp status`."""
-        lines = _STATUS_LINE.findall(self.good("%ddp status").text)
-        return [(int(rank), int(pid), device, state) for rank, pid, device, state in lines]
+        """(rank, pid, device, state) of each rank of the magics' cluster."""
+        return [tuple(r) for r in self.evaluate(_RANKS)]
 
     @property
     def agent_pid(self) -> int:

@@ -31,15 +31,18 @@ def test_a_different_n_runs_nothing(nb: NotebookKernel) -> None:
 
 
 def test_status(nb: NotebookKernel) -> None:
-    """`%ddp status` lists each rank's process, device and state; `%ddp` alone what can be saved of that."""
+    """`%ddp status` lists each rank's device and state; in a notebook, which is saved, no process."""
     assert [(rank, device, state) for rank, _, device, state in nb.status()] == [
         (r, "cpu", "idle") for r in range(4)
     ]
     assert nb.rank_pids() == nb.ranks("import os; os.getpid()").values
-    rows = nb.good("%ddp").text.splitlines()
-    assert rows[0] == "4 ranks, gloo, ready"
-    assert [row.split()[:3] for row in rows[2:]] == [[str(r), "cpu", "idle"] for r in range(4)]
-    assert nb.good("%ddp status").text.splitlines()[0] == "4 ranks, gloo, ready"
+    for line in ("%ddp", "%ddp status"):
+        shown = nb.good(line)
+        rows = shown.text.splitlines()
+        assert rows[0] == "4 ranks, gloo, ready"
+        assert rows[1].split()[:3] == ["rank", "device", "state"]
+        assert [row.split()[:3] for row in rows[2:]] == [[str(r), "cpu", "idle"] for r in range(4)]
+        assert not any(str(pid) in shown.text + shown.html for pid in nb.rank_pids())
 
 
 @pytest.mark.promise("a notebook run again from the top finds its pool")

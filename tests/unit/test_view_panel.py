@@ -10,7 +10,7 @@ import pytest
 from jupyter_ddp.core.messages import RankUsage
 from jupyter_ddp.kernel.roster import RankStatus
 from jupyter_ddp.view.panel import duration, panel_state, size
-from jupyter_ddp.view.status import saved_table, status_text
+from jupyter_ddp.view.status import saved_table, status_table, status_text
 
 GIB = 2**30
 
@@ -103,7 +103,7 @@ def test_the_state_is_plain_data() -> None:
 
 
 def test_the_table_says_what_the_panel_says() -> None:
-    """`%ddp status`: also where a rank is, how old, what it holds and how it failed."""
+    """`%ddp status` in a terminal: also where a rank is, how old, what it holds and how it failed."""
     ranks = [
         status(0, "running", cell=7, line=3, age_s=130.0, usage=(usage(0),)),
         status(1, "dead", age_s=130.0, error="killed by SIGKILL (line 4)"),
@@ -135,6 +135,16 @@ def test_what_is_saved_of_a_panel_is_the_same_in_the_next_run() -> None:
     words = re.sub(r"<[^>]*>", " ", bare).split()
     told = "2 ranks · gloo · ready rank device state last error 0 cpu idle 1 cpu idle ValueError: no (line 2)"
     assert words == told.split()
+
+
+def test_a_notebook_s_status_is_what_is_saved_of_a_panel() -> None:
+    """`%ddp status` in a notebook; beside a panel it stays where it is, and hides nothing."""
+    ranks = [status(0), status(1, "dead", error="killed by SIGKILL (line 4)")]
+    table, panels = status_table(ranks, "gloo", "ready"), saved_table(ranks, "gloo", "ready")
+    assert table["text/plain"] == panels["text/plain"]
+    assert table["text/html"] in panels["text/html"]
+    assert "<style>" not in table["text/html"]
+    assert "jupyter-ddp-table" not in table["text/html"]
 
 
 def test_a_saved_table_escapes() -> None:
