@@ -18,10 +18,10 @@ from jupyter_ddp.core.steps import (
     Sights,
     call_words,
     group_states,
-    listed,
     members_of,
     mismatch,
 )
+from jupyter_ddp.core.topology import named
 
 _SENDS = {"send": "to", "isend": "to", "recv": "from", "irecv": "from"}
 _STORE = "a store"
@@ -76,12 +76,12 @@ def _collectives(sights: Sights, running: Set[int], world_size: int) -> Iterator
             continue
         if absent:
             verb = "has" if len(absent) == 1 else "have"
-            yield f"{listed(absent)} {verb} not entered {call_words(first)}"
+            yield f"{named(absent, '-')} {verb} not entered {call_words(first)}"
             yield from _doings(absent, sights, running, pronoun=not silent)
         yield from _doings(silent, sights, running, pronoun=False)
         whom = "it" if len(absent) + len(silent) == 1 else "them"
         what = "" if absent else f" in {call_words(first)}"
-        yield f"{listed(pending)} wait{'s' if len(pending) == 1 else ''} for {whom}{what}"
+        yield f"{named(pending, '-')} wait{'s' if len(pending) == 1 else ''} for {whom}{what}"
 
 
 def _sends(sights: Sights, running: Set[int]) -> Iterator[str]:
@@ -117,7 +117,7 @@ def _others(sights: Sights, running: Set[int]) -> Iterator[str]:
         if what != _STORE and not elsewhere:
             continue
         at = f" (line {line})" if line else ""
-        yield f"{listed(ranks)} wait{'s' if len(ranks) == 1 else ''} in {what}{at}"
+        yield f"{named(ranks, '-')} wait{'s' if len(ranks) == 1 else ''} in {what}{at}"
         if what != _STORE:
             yield from _doings(elsewhere, sights, running, pronoun=False)
 
@@ -134,7 +134,7 @@ def _doings(ranks: list[int], sights: Sights, running: Set[int], *, pronoun: boo
             by_words[words].append(rank)
     for (one, many), whose in by_words.items():
         alone = len(whose) == 1
-        who = ("it" if alone else "they") if pronoun and len(by_words) == 1 else listed(whose)
+        who = ("it" if alone else "they") if pronoun and len(by_words) == 1 else named(whose, "-")
         yield f"{who} {one if alone else many}"
 
 

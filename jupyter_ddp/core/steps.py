@@ -7,26 +7,15 @@ worth a closer look; `out_of_step` is that look, over what the ranks' flight rec
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.core.topology import ranges
+from jupyter_ddp.core.topology import named
 
 Sight = m.RankSeen | m.RankUnseen
 Sights = Mapping[int, Sight]
 MAX_PARTS = 4
 """Different calls that one line names."""
-
-
-def listed(ranks: Iterable[int]) -> str:
-    """ "rank 2", "ranks 0, 1, 3", "ranks 1-3"."""
-    numbers = sorted(ranks)
-    runs = ranges(numbers, "-").split(",")
-    words = []
-    for run in runs:
-        first, dash, last = run.partition("-")
-        words += [first, last] if dash and int(last) == int(first) + 1 else [run]
-    return f"rank{'s' if len(numbers) != 1 else ''} {', '.join(words)}"
 
 
 def call_words(call: m.Call) -> str:
@@ -110,7 +99,7 @@ def _parts(calls: Mapping[int, m.Call]) -> str:
     by_words: dict[str, list[int]] = defaultdict(list)
     for rank, call in sorted(calls.items()):
         by_words[call_words(call)].append(rank)
-    parts = [f"{listed(ranks)}: {words}" for words, ranks in by_words.items()]
+    parts = [f"{named(ranks, '-')}: {words}" for words, ranks in by_words.items()]
     more = [f"and {len(parts) - MAX_PARTS} more"] if len(parts) > MAX_PARTS else []
     return "; ".join(parts[:MAX_PARTS] + more)
 
@@ -136,4 +125,4 @@ def _not_entered(states: Mapping[int, m.GroupState], number: int) -> str:
     there = [rank for rank, state in states.items() if state.entered >= number]
     calls = (call for rank in there for call in states[rank].calls if call.number == number)
     call = next(calls, m.Call(number, "collective"))
-    return f"{listed(absent)} did not enter {call_words(call)} that {listed(there)} entered"
+    return f"{named(absent, '-')} did not enter {call_words(call)} that {named(there, '-')} entered"

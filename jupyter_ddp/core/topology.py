@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from msgspec import Struct
 
@@ -73,7 +73,7 @@ def ranges(ranks: Iterable[int], dash: str = "–") -> str:
     return ",".join(str(a) if a == b else f"{a}{dash}{b}" for a, b in parts)
 
 
-def named(ranks: Sequence[int], dash: str = "–") -> str:
+def named(ranks: Collection[int], dash: str = "–") -> str:
     """ "rank 1" or "ranks 0–3"."""
     return f"rank{'s' if len(ranks) != 1 else ''} {ranges(ranks, dash)}"
 

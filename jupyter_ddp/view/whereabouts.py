@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.hang import doing, explain
-from jupyter_ddp.core.steps import Sight, call_words, listed, members_of
+from jupyter_ddp.core.steps import Sight, call_words, members_of
+from jupyter_ddp.core.topology import named
 from jupyter_ddp.view.ansi import strip
 
 _HEADINGS = ("rank", "state", "for", "where", "last collective")
@@ -56,14 +57,14 @@ def _last(sight: m.RankSeen, world_size: int) -> str:
 
 
 def _in_group(state: m.GroupState, call: m.Call, world_size: int) -> str:
-    whose = f" of {listed(members_of(state, world_size))}" if state.members else ""
+    whose = f" of {named(members_of(state, world_size), '-')}" if state.members else ""
     return f"{call_words(call)}{whose}" + ("" if call.finished else ", unfinished")
 
 
 def _groups(sight: m.RankSeen, world_size: int) -> list[str]:
     lines = []
     for state in sight.groups:
-        lines.append(f"group {state.name} ({listed(members_of(state, world_size))}):")
+        lines.append(f"group {state.name} ({named(members_of(state, world_size), '-')}):")
         lines += [f"  {call_words(call)}" + ("" if call.finished else ", unfinished") for call in state.calls]
         if not state.calls:
             lines.append("  no collective" if not state.entered else "  none of late")

@@ -30,7 +30,7 @@ def test_one_rank_sleeps(pools: Pools, promised: Stopwatch) -> None:
     with promised():
         eventually(lambda: hang_of(cell), 20)
     assert hang_of(cell) == (
-        "rank 2 has not entered all_reduce #1 (line 5); it is at line 4, sleeping; ranks 0, 1, 3 wait for it"
+        "rank 2 has not entered all_reduce #1 (line 5); it is at line 4, sleeping; ranks 0-1,3 wait for it"
     )
     record = cell.end()
     assert cell.words == ""
