@@ -46,6 +46,8 @@ class Cells:
         self._order, self._interrupt, self._conditions = order, interrupt, conditions
         self._executions: OrderedDict[int, Execution] = OrderedDict()
         self._numbers = itertools.count(1)
+        self.last = 0
+        """The number of the last one."""
         self._early: dict[int, ev.CellRefused | ev.CellEnded] = {}
         """What has become of a cell before its record was made: refused, or its node agent is gone."""
         self._outdated: dict[int, CellRecord] = {}
@@ -64,7 +66,7 @@ class Cells:
         hang_timeout_s: float,
     ) -> CellRecord:
         """Run a cell and wait for its end on all of `ranks`. Raises PoolError when it was not run."""
-        cell = next(self._numbers)
+        self.last = cell = next(self._numbers)
         execution: Execution | None = None
 
         def begin() -> None:
@@ -143,9 +145,12 @@ class Cells:
     def running(self) -> Execution | None:
         return next((e for e in reversed(list(self._executions.values())) if not e.done), None)
 
-    def last_error(self, rank: int) -> str:
-        """Of the last of its cells that failed, in one line; "" if none of those that are kept did."""
+    def last_error(self, rank: int, after: int) -> str:
+        """Of the last of its cells after that one that failed, in one line; "" if none of those that are kept
+        did."""
         for execution in reversed(list(self._executions.values())):
+            if execution.record.cell <= after:
+                break
             if rank in execution.record.ranks and (words := execution.record.failure_of(rank)):
                 return words
         return ""

@@ -44,6 +44,8 @@ class Roster:
         self._cells = cells
         self._conditions = Conditions()
         self._usage = UsageBook()
+        self._born_after: dict[int, int] = {}
+        """By rank, the last cell before its process: what befell an earlier one is not its."""
         self.hostname = ""
         """Of the node that the ranks are on."""
 
@@ -51,6 +53,7 @@ class Roster:
 
     def bear(self, message: m.WorkerForked, now: float) -> None:
         """`now`: seconds, monotonic."""
+        self._born_after[message.rank] = self._cells.last
         self._usage.bear(message.rank, now)
 
     def suspend(self, message: m.WorkerSuspended) -> None:
@@ -95,7 +98,7 @@ class Roster:
     def _error_of(self, rank: int, state: RankState) -> str:
         if state.exited is not None:
             return describe_exit(state.exited)
-        return state.doomed or self._cells.last_error(rank)
+        return state.doomed or self._cells.last_error(rank, self._born_after.get(rank, 0))
 
     def _state_of(self, pool: Pool, rank: int, state: RankState) -> str:
         if not state.alive:

@@ -122,6 +122,22 @@ def test_a_dead_rank_is_replaced(pool: Cluster, n: int) -> None:
     assert pool.heal() == "no rank is dead or doomed: there is nothing to heal"
 
 
+def test_the_dead_ranks_last_error_is_not_the_new_ones(pool: Cluster) -> None:
+    """The status tells of each process what befell it; a restarted pool begins without errors."""
+    error = "ZeroDivisionError: division by zero (line 2)"
+    pool.run("if rank == 1: import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n1 / 0", check=False)
+    assert [r.error for r in pool.status()] == [
+        error,
+        "killed by SIGKILL",
+    ]
+    pool.heal()
+    assert [r.error for r in pool.status()] == [error, ""]
+    pool.run("if rank == 1: raise ValueError('its own')", check=False)
+    assert pool.status()[1].error == "ValueError: its own (line 1)"
+    pool.restart()
+    assert [r.error for r in pool.status()] == ["", ""]
+
+
 @pytest.mark.parametrize("n", [3])
 def test_the_users_groups_go_on_with_the_new_rank_in_them(pool: Cluster, n: int) -> None:
     """A group of `new_group` that the dead rank was in is whole again, and new ones get names that agree."""
