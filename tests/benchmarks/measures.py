@@ -76,6 +76,7 @@ def cells(figures: Figures, size: Size) -> None:
     with _begin(figures, OURS, 4) as ours:
         growth(figures, ours)
         noop(figures, ours, size.noop_pairs)
+        new_noop(figures, ours, size.noop_pairs)
         first_print(figures, ours, size.prints)
         chatter(figures, ours, size.chatter_s)
         with _begin(figures, IPYPARALLEL, 4) as theirs:
@@ -103,6 +104,15 @@ def noop(figures: Figures, session: Session, pairs: int) -> None:
         if number >= _WARM_UP_CELLS:
             figures.add(f"noop {session.n} {session.system.name}", on_ranks / alone)
             figures.add(f"noop seconds {session.n} {session.system.name}", on_ranks)
+
+
+def new_noop(figures: Figures, session: Session, pairs: int) -> None:
+    """The same with a source that was not run before, so that nothing of it is known already."""
+    for number in range(_WARM_UP_CELLS + pairs):
+        alone = session.kernel.run(f"pass  # {number}").reply_s
+        on_ranks = session.run(f"pass  # {number}").reply_s
+        if number >= _WARM_UP_CELLS:
+            figures.add(f"new noop {session.n} {session.system.name}", on_ranks / alone)
 
 
 def first_print(figures: Figures, session: Session, repeats: int) -> None:

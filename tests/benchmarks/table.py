@@ -61,6 +61,10 @@ def _cells(f: Figures) -> list[Row]:
         words = f"a cell that does nothing, {n} ranks, over one in the notebook kernel itself"
         peers = _beside(f, f"noop {n}", lambda times: f"{times:.1f} times")
         made.append(Row(words, f"{aim} times", measured, peers, _at_most(ratio, aim)))
+    new = f.median("new noop 4 jupyter_ddp")
+    made.insert(
+        1, Row("… with a source that was not run before", "", f"{new:.2f} times" if new else "", "", None)
+    )
     first = f.median("first print jupyter_ddp")
     peers = _beside(f, "first print", _s)
     words = "first print of a running cell is seen"
