@@ -101,6 +101,12 @@ def test_what_cannot_be_healed() -> None:
     assert only(heal(desk), ev.StartFinished).error.startswith("the pool is running")
 
 
+def test_a_doomed_rank_has_no_variables_to_give() -> None:
+    """It lives, but what it holds on its accelerator is lost: who lives and is fit can give them."""
+    said = healing.refusal("ready", (0, 1, 2), fit=(0, 2), doomed={1}, source=1)
+    assert said == "--from 1: rank 1 is doomed; name a living one (ranks 0,2)"
+
+
 @pytest.mark.parametrize("fault", ["new dies", "old dies", "interrupt", "late", "no preload"])
 def test_a_heal_that_fails_before_the_group_leaves_the_pool_as_it_was(wounded: Desk, fault: str) -> None:
     """One line says why; the new process is ended, the old group is not touched, the living take cells."""

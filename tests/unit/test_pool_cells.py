@@ -123,6 +123,15 @@ def test_a_press_does_not_delay_the_breaking(three: Desk) -> None:
     assert breaks(1, 0, 2) in three.after(0.1)
 
 
+def test_a_press_does_not_have_the_others_asked_first(three: Desk) -> None:
+    """Five seconds after a failure they are freed, not asked whether they wait: the user wants an end."""
+    three.run(0, 1)
+    three.ends(1, "error")
+    three.after(bounds.PEER_FAILED_TIMEOUT_S - 1)
+    three.interrupt()
+    assert breaks(1, 0, 1, 2) in three.after(1)
+
+
 def test_a_rank_that_dies_after_its_own_end_keeps_its_verdict_and_is_announced(three: Desk) -> None:
     """Its reply was made; its death is told all the same."""
     three.run(0, 1)

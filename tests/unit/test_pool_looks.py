@@ -202,6 +202,27 @@ def test_what_a_look_has_cleared_needs_none_the_next_time(two: Desk) -> None:
     assert ends(two, 1, 5) == [ev.CellEnded(2, {0: "ok", 1: "ok"})]
 
 
+def test_what_a_look_has_not_cleared_is_looked_at_again(two: Desk) -> None:
+    """Ranks that gave no answer have not shown that they are in step."""
+    two.run(0, 1)
+    ends(two, 0, 5)
+    ends(two, 1, 4)
+    two.after(LOOK_TIMEOUT_S)
+    two.run(0, 1)
+    ends(two, 0, 6)
+    assert tells(ends(two, 1, 5), m.Look) == [0, 1]
+
+
+def test_a_group_that_is_broken_anyway_is_not_looked_at(two: Desk) -> None:
+    """That its members are out of step is no news, and a new one is formed at once."""
+    two.run(0, 1)
+    ends(two, 0, 5)
+    counts = (m.GroupCount("0", (), 4),)
+    effects = two.handle(m.CellFinished(1, 1, 1, 0, "error", 0.1, True, counts=counts))
+    assert tells(effects, m.FormGroup) == [0, 1]
+    assert tells(effects, m.Look) == []
+
+
 def test_a_look_at_the_end_waits_for_nothing_else(two: Desk) -> None:
     """Neither for the time that peers of a failed rank have, nor for the next step of an interrupt."""
     two.run(0, 1)
@@ -232,3 +253,9 @@ def test_another_cells_long_time_is_none_of_this_one(two: Desk) -> None:
     """It has ended meanwhile."""
     two.run(0, 1)
     assert two.handle(ev.CellTookLong(7)) == []
+
+
+def test_who_was_stuck_in_another_cell_is_not_asked_about_in_this_one(two: Desk) -> None:
+    """Its word was late."""
+    two.run(0, 1)
+    assert two.handle(m.RankStuck(0, 1, 7, 0, 10.0)) == []

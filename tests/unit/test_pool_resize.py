@@ -96,6 +96,7 @@ def test_a_surplus_rank_that_does_not_leave_is_killed(three: Desk) -> None:
     three.resize(2)
     three.forms(0, 1)
     assert three.pool.next_deadline == three.now + bounds.STOP_TIMEOUT_S
+    assert three.handle(ev.Ticked()) == []
     assert three.after(bounds.STOP_TIMEOUT_S) == [kills(2)]
     assert three.pool.next_deadline is None
 
@@ -124,6 +125,18 @@ def test_a_number_given_again_before_the_first_was_born(three: Desk) -> None:
     three.forks(3, pids=200)
     three.forks(3, pids=300)
     assert three.dies(3, pid=203) == []
+    assert three.pool.ranks[3].pid == 303
+
+
+def test_a_number_given_again_before_the_first_connected(three: Desk) -> None:
+    """It may answer before the forkserver tells of its birth: still the first is the one that was let go."""
+    three.resize(4)
+    three.interrupt()
+    three.forms(0, 1, 2)
+    three.resize(4)
+    assert three.connects(3, pids=200) == []
+    assert three.dies(3, pid=203) == []
+    assert tells(three.connects(3, pids=300), m.FormGroup) == [0, 1, 2, 3]
     assert three.pool.ranks[3].pid == 303
 
 
