@@ -23,11 +23,12 @@ import sys
 import types
 from typing import Any, NoReturn
 
+from IPython.core.autocall import ExitAutocall
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, InteractiveShell
 from traitlets import Any as AnyTrait
-from traitlets import Type
+from traitlets import Instance, Type
 from traitlets.config import Config
 
 from jupyter_ddp.core import messages as m
@@ -101,11 +102,19 @@ class RankDisplayPublisher(DisplayPublisher):
         self.shell.outbox.say(m.ClearOutput, wait=wait)
 
 
+class RankExit(ExitAutocall):
+    """`exit` and `quit`, called or not, with a code or without: they end the cell, and the rank lives on."""
+
+    def __call__(self, code: object = 0) -> NoReturn:
+        raise SystemExit(code)
+
+
 class RankShell(InteractiveShell):
     """A shell without a terminal and without history, whose namespace is `__main__`."""
 
     displayhook_class = Type(RankDisplayHook)
     display_pub_class = Type(RankDisplayPublisher)
+    exiter = Instance(RankExit, ())
     execution_count: int = 1  # no trait: nobody observes it, and each cell sets it
     outbox: Any = AnyTrait()
     """The rank's Outbox. Set in the rank: the shell is made before the rank is forked."""
@@ -135,10 +144,6 @@ class RankShell(InteractiveShell):
 
     def init_sys_modules(self) -> None:
         """`__main__` is the user's module already."""
-
-    def ask_exit(self) -> NoReturn:
-        """`exit()` and `quit()` end the cell, as sys.exit() does; the rank lives on."""
-        raise SystemExit(0)
 
     def enable_gui(self, gui: Any = None) -> None:
         """A rank has no event loop of a window system."""

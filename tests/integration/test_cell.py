@@ -226,14 +226,17 @@ def test_error_in_await(nb: NotebookKernel) -> None:
 
 
 def test_system_exit(nb: NotebookKernel) -> None:
-    """sys.exit(3) fails the cell in those words; exit() and sys.exit(0) end it well; the rank lives on."""
+    """sys.exit(3) fails the cell, exit() and sys.exit(0) end it well; ranks live on with all variables."""
     before = nb.rank_pids()
     ranks = nb.ranks("import sys\nsys.exit(3)", ok=False)
     assert ranks.cell.status == "error"
-    assert "sys.exit(3)" in ranks.cell.error
+    assert ranks.cell.error.startswith("RankError: ranks 0-3: sys.exit(3)")
+    alone = nb.ranks("kept = rank\nif rank == 1:\n    exit(3)", ok=False)
+    assert alone.cell.error.startswith("RankError: rank 1: sys.exit(3)")
     for code in ("exit()", "quit()", "sys.exit()", "sys.exit(0)"):
         ranks = nb.ranks(f"print('before')\n{code}\nprint('after')")
         assert ranks.stdout == ["before\n"] * 4
+    assert nb.ranks("kept").values == [0, 1, 2, 3]
     assert nb.rank_pids() == before
 
 
