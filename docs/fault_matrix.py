@@ -31,6 +31,7 @@ CRASH, LOST, HANG = "fault/test_crash_table.py", "fault/test_lost_pool.py", "fau
 HOSTILE, CHECK, STEP = "fault/test_hostile_cells.py", "fault/test_check.py", "fault/test_out_of_step.py"
 OUTPUT, STARTING, POOR = "fault/test_output.py", "fault/test_starting.py", "fault/test_poor_machine.py"
 CLUSTER, AGENT, DOOMED = "contract/test_cluster.py", "contract/test_agent.py", "fault/test_doomed.py"
+INTERRUPTS, OWNERS = "fault/test_interrupts.py", "fault/test_owners_die.py"
 NCCL = "gpu/test_nccl.py"
 ON_A_GPU = "the tests in tests/gpu need a GPU"
 
@@ -46,7 +47,10 @@ ROWS = (
             f"{DISPLAY}::test_identical_tracebacks_are_folded",
         ),
     ),
-    Row("`sys.exit(3)`, `exit()`, `quit()`", (f"{CELL}::test_system_exit",)),
+    Row(
+        "`sys.exit(3)`, `exit()`, `quit()`",
+        (f"{CELL}::test_system_exit", f"{CRASH}::test_no_death_in_a_cell"),
+    ),
     Row("`os._exit`, segfault, `abort()`", (f"{CRASH}::test_in_a_cell",)),
     Row(
         "SIGKILL or OOM kill: idle",
@@ -77,7 +81,8 @@ ROWS = (
         (
             f"{LOST}::test_the_agent_is_killed_while_ranks_hold_the_gil",
             f"{LOST}::test_the_agent_is_ended_while_idle",
-            f"{LIFE}::test_the_forkserver_is_killed",
+            f"{OWNERS}::test_the_agent_is_killed",
+            f"{OWNERS}::test_the_forkserver_is_killed",
         ),
     ),
     Row(
@@ -87,20 +92,24 @@ ROWS = (
             f"{LIFE}::test_kernel_that_forked_is_killed",
             f"{LIFE}::test_kernel_restarted",
             f"{LIFE}::test_kernel_shut_down",
+            f"{OWNERS}::test_the_notebook_kernel_is_killed",
         ),
         f"that the ranks' GPU memory is free afterwards: {ON_A_GPU}, and none shows this yet",
     ),
-    Row("interrupt: Python loop, sleep", (f"{LIFE}::test_interrupt",)),
+    Row("interrupt: Python loop, sleep", (f"{INTERRUPTS}::test_python_code", f"{LIFE}::test_interrupt")),
     Row(
         "interrupt: C code holding the GIL",
         (
-            "fault/test_interrupts.py::test_c_code_that_holds_the_gil",
+            f"{INTERRUPTS}::test_c_code_that_holds_the_gil",
             f"{HANG}::test_an_interrupt_says_who_is_in_c_code",
         ),
     ),
-    Row("interrupt: inside a collective", (f"{LIFE}::test_interrupt_in_a_blocked_collective",)),
+    Row(
+        "interrupt: inside a collective",
+        (f"{INTERRUPTS}::test_in_a_collective", f"{LIFE}::test_interrupt_in_a_blocked_collective"),
+    ),
     Row("interrupt: DataLoader workers running", (f"{LIFE}::test_interrupt_with_data_loader_workers",)),
-    Row("interrupt twice, three times", ("fault/test_interrupts.py::test_bursts",)),
+    Row("interrupt twice, three times", (f"{INTERRUPTS}::test_bursts",)),
     Row(
         "mismatched shape or dtype",
         (
@@ -126,6 +135,7 @@ ROWS = (
     Row(
         "one rank absent from `new_group`",
         (
+            f"{INTERRUPTS}::test_in_a_collective",
             "integration/test_around_the_cell.py::test_a_rank_that_waits_in_the_store",
             f"{HANG}::test_a_stopped_rank_a_receive_and_a_group_that_not_all_form",
         ),

@@ -16,6 +16,66 @@ DEADLOCK_IN_C = (
 """`lock(mutex); lock(mutex)` never returns, holds the GIL, and no signal ends it."""
 
 
+LISTENING = {
+    "loop": "while True: pass",
+    "sleep": "time.sleep(300)",
+    "await": "import asyncio; await asyncio.sleep(300)",
+    "lock": "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()",
+    "read": "import os; os.read(os.pipe()[0], 1)",
+}
+
+
+@pytest.mark.promise("interrupt: Python code, whether it computes or waits", bound_s=1)
+@pytest.mark.parametrize("busy", LISTENING)
+def test_python_code(pools: Pools, promised: Stopwatch, busy: str) -> None:
+    """SIGINT is enough (the second step comes after two seconds): processes and variables are as before."""
+    cluster = pools.of(2)
+    cluster.run("import time; kept = rank")
+    pids = pids_of(cluster)
+    cell = RunningCell(cluster, f"print('on')\n{LISTENING[busy]}")
+    cell.until("on")
+    with promised():
+        cluster.interrupt()
+        cell.end()
+    assert cell.words.startswith("ranks 0-1: interrupted"), cell.words
+    cluster.run(f"{REDUCE}; assert kept == rank")
+    assert pids_of(cluster) == pids
+
+
+WAITS = {
+    "all_reduce": "dist.all_reduce(torch.ones(1))",
+    "barrier": "dist.barrier()",
+    "recv": "dist.recv(torch.ones(1), 1)",
+    "all_gather_object": "dist.all_gather_object([None] * 2, rank)",
+    "a group of the user's": "dist.all_reduce(torch.ones(1), group=pair)",
+    "new_group": "dist.new_group([0, 1])",
+    "DDP backward": "model(torch.ones(1, 2)).sum().backward()",
+}
+
+
+@pytest.mark.promise("interrupt: in a collective or a store that one rank does not come to", bound_s=3)
+@pytest.mark.parametrize("wait", WAITS)
+def test_in_a_collective(pools: Pools, promised: Stopwatch, wait: str) -> None:
+    """The group is broken and formed again: whoever waited is freed, and nobody has lost anything."""
+    cluster = pools.of(2)
+    cluster.run(
+        "import time; kept = rank; pair = dist.new_group([0, 1])\n"
+        "model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1))"
+    )
+    pids = pids_of(cluster)
+    cell = RunningCell(cluster, f"print('on')\nif rank: time.sleep(300)\n{WAITS[wait]}")
+    cell.until("on")
+    with promised():
+        cluster.interrupt()
+        record = cell.end()
+    assert [r.verdict for r in record] == ["interrupted"] * 2
+    assert "rank 0: interrupted (line 3)" in cell.words
+    cluster.run(
+        "\n".join([REDUCE, "assert kept == rank", WAITS["DDP backward"], WAITS["a group of the user's"]])
+    )
+    assert pids_of(cluster) == pids
+
+
 @pytest.mark.promise("interrupt: who waits for a rank in C code is freed, and keeps its variables", bound_s=3)
 def test_c_code_that_holds_the_gil(pools: Pools, promised: Stopwatch) -> None:
     """One press frees the others although that rank does nothing for it; the third kills that rank alone."""

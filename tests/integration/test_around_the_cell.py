@@ -121,4 +121,4 @@ def test_a_rank_that_waits_in_the_store(nb: NotebookKernel) -> None:
     cell = nb.send("%%ddp\nopen(f'alone{rank}', 'w').close()\nif rank == 0:\n    dist.new_group([0, 1])")
     nb.wait_for_files("alone*", RANKS)
     nb.interrupt()
-    assert "rank 0: interrupted" in nb.wait(cell, 15).error
+    assert "rank 0: interrupted" in nb.wait(cell, 5).error

@@ -180,7 +180,7 @@ def test_partial_output_stays_after_an_interrupt(nb: NotebookKernel) -> None:
 
 
 def test_interrupt_in_a_blocked_collective(nb: NotebookKernel) -> None:
-    """Ranks that wait for one that never comes are freed within 5 s, and the next collective works."""
+    """Ranks that wait for one that never comes are freed, and the next collective works."""
     nb.ranks("kept = rank")
     before = nb.rank_pids()
     cell = nb.send(
@@ -202,7 +202,7 @@ def test_interrupt_with_data_loader_workers(nb: NotebookKernel) -> None:
         "import time\nclass Slow(torch.utils.data.Dataset):\n    def __len__(self):\n        return 10_000\n"
         "    def __getitem__(self, i):\n        time.sleep(0.01)\n        return i"
     )
-    n_processes = len(nb.others())
+    before, n_processes = nb.rank_pids(), len(nb.others())
     cell = nb.send(
         f"%%ddp -t 0,1\n"
         f"for i, batch in enumerate(torch.utils.data.DataLoader(Slow(), num_workers=2)):\n"
@@ -214,6 +214,8 @@ def test_interrupt_with_data_loader_workers(nb: NotebookKernel) -> None:
     assert "interrupted" in cell.error
     eventually(lambda: len(nb.others()) <= n_processes, 8, "the workers' end")
     assert nb.ranks(REDUCE).values == [4.0] * 4
+    assert nb.rank_pids() == before
+    assert nb.ranks("len(Slow())").values == [10_000] * 4
 
 
 def test_interrupt_between_cells_and_of_nothing(nb: NotebookKernel) -> None:
@@ -263,13 +265,14 @@ def test_interrupt_just_after_the_start(nb: NotebookKernel) -> None:
 
 
 def test_one_rank_raises_while_others_wait(nb: NotebookKernel) -> None:
-    """The cell ends within 8 s; the culprit is named first, the others as blocked by it; all live on."""
+    """The cell ends within 7 s; the culprit is named first, the others as blocked by it; all live on."""
+    nb.ranks("kept = rank")
     before = nb.rank_pids()
     cell = nb.bad(f"%%ddp\nif rank == 1:\n    raise ValueError('culprit')\n{REDUCE}")
-    assert cell.execution_s < 8
+    assert cell.execution_s < 7
     assert cell.error.startswith("RankError: rank 1: ValueError: culprit (line 3)")
     assert "blocked by rank 1" in cell.error
-    assert nb.ranks(REDUCE).values == [4.0] * 4
+    assert nb.ranks(f"{REDUCE[:-8]}(t.item(), kept)").values == [(4.0, r) for r in range(4)]
     assert nb.rank_pids() == before
 
 
