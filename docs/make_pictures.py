@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Locator, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, FloatRect, Locator, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -107,7 +107,7 @@ def save(path: Path) -> None:
     assert size < MAX_BYTES[path.suffix], f"{path.relative_to(ROOT)}: {size:,} bytes"
 
 
-def area(first: Locator, last: Locator) -> dict[str, float]:
+def area(first: Locator, last: Locator) -> FloatRect:
     top, bottom = first.bounding_box(), last.bounding_box()
     assert top
     assert bottom
@@ -155,14 +155,14 @@ class Film:
     MIN_S, MAX_S = 0.12, 0.5  # of a frame
     MOST_S = 4.0  # while nothing changes
 
-    def __init__(self, page: NotebookPage, clip: dict[str, float]) -> None:
+    def __init__(self, page: NotebookPage, clip: FloatRect) -> None:
         self._page, self._clip = page.page, clip
         self._frames: list[tuple[Image.Image, float]] = []
         self._at = 0.0
 
     def take(self, hold_s: float = 0.0) -> None:
         """One more frame, which stays for `hold_s` at least."""
-        shot = self._page.screenshot(clip=self._clip, animations="disabled")  # type: ignore[arg-type]
+        shot = self._page.screenshot(clip=self._clip, animations="disabled")
         image, now = Image.open(io.BytesIO(shot)).convert("RGB"), time.monotonic()
         if self._frames:
             before, held_s = self._frames[-1]

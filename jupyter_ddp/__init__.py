@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from jupyter_ddp.core.errors import DDPError, PoolError, RankError, UsageError
-    from jupyter_ddp.core.record import CellRecord
+    from jupyter_ddp.core.errors import DDPError, PoolError, UsageError
+    from jupyter_ddp.core.record import CellRecord, RankError
     from jupyter_ddp.kernel.cluster import Cluster
 
 __version__ = "0.1.0"
@@ -27,7 +27,7 @@ _HOMES = {
     "Cluster": "jupyter_ddp.kernel.cluster",
     "DDPError": "jupyter_ddp.core.errors",
     "PoolError": "jupyter_ddp.core.errors",
-    "RankError": "jupyter_ddp.core.errors",
+    "RankError": "jupyter_ddp.core.record",
     "UsageError": "jupyter_ddp.core.errors",
 }
 

@@ -1,11 +1,9 @@
-"""What a user of the package may catch. Each is one line that names the remedy."""
+"""What a user of the package may catch. Each is one line that names the remedy.
+
+`RankError`, which carries a cell's record, is in `core/record.py`.
+"""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from jupyter_ddp.core.record import CellRecord
 
 
 class DDPError(Exception):
@@ -22,11 +20,3 @@ class UsageError(DDPError, ValueError):
 
 class PoolError(DDPError, RuntimeError):
     """The pool cannot do this now: it did not start, a rank is dead, or another cell runs."""
-
-
-class RankError(DDPError, RuntimeError):
-    """A cell did not end well on some rank. `record` holds what every rank wrote and raised."""
-
-    def __init__(self, message: str, record: CellRecord | None = None) -> None:
-        super().__init__(message)
-        self.record = record

@@ -17,117 +17,23 @@ from msgspec import Struct
 
 from jupyter_ddp.core import doomed
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.core.errors import RankError
+from jupyter_ddp.core.errors import DDPError
 from jupyter_ddp.core.faults import describe_exit
 from jupyter_ddp.core.log import QUOTA_BYTES, WITHOUT_FILE_BYTES, CellLog
-from jupyter_ddp.core.terminal import strip
+from jupyter_ddp.core.rank_record import (
+    RankRecord,
+    RankSnapshot,
+    Value,
+    causes_first,
+    failure_words,
+    snapshot_of,
+)
 from jupyter_ddp.core.topology import named
-from jupyter_ddp.core.transcript import Rich, Segment, Transcript
+from jupyter_ddp.core.transcript import Rich
 from jupyter_ddp.core.verdicts import Verdict
 
 MAX_CAUSES = 3
 """Different causes that a failure's one line names."""
-
-
-class Value:
-    """The value of a cell's last expression on one rank: its repr and its MIME data, no object."""
-
-    def __init__(self, data: m.MimeBundle, metadata: m.MimeBundle) -> None:
-        self.data = data
-        self.metadata = metadata
-
-    @property
-    def text(self) -> str:
-        """The value's repr, as the rank's shell formatted it."""
-        return str(self.data.get("text/plain", ""))
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def _repr_mimebundle_(self, **_: object) -> tuple[m.MimeBundle, m.MimeBundle]:
-        return self.data, self.metadata
-
-
-class RankRecord:
-    """One rank's part in a cell."""
-
-    # Slots: a cell on many ranks makes many of these, and lets go of as many.
-    __slots__ = (
-        "_lock", "_log", "_next_seq", "changed_at", "death", "duration_s", "ended_after", "error",
-        "lost_messages", "notices", "rank", "transcript", "value", "verdict",
-    )  # fmt: skip
-
-    def __init__(self, rank: int, log: CellLog, lock: contextlib.AbstractContextManager[object]) -> None:
-        self.rank = rank
-        self.verdict: Verdict | None = None
-        """None while the cell runs on this rank."""
-        self.error: m.CellError | None = None
-        self.value: Value | None = None
-        self.duration_s: float | None = None
-        """Seconds that the cell ran on the rank, by the rank's own monotonic clock."""
-        self.death: str = ""
-        """Why the rank's process ended ("killed by SIGKILL"), when it ended in this cell."""
-        self.ended_after = 0
-        """How many ranks had ended when this one did: the first to fail is the likeliest cause."""
-        self.notices: list[str] = []
-        self.changed_at = 0
-        """The record's version when this rank's part last changed."""
-        self.transcript = Transcript()
-        self.lost_messages = 0
-        self._log, self._lock = log, lock
-        self._next_seq: dict[bool, int] = {}
-
-    @property
-    def stdout(self) -> str:
-        """All that the rank wrote to standard output, by whatever means.
-
-        Beyond the log's quota, head and tail, and a line between them that says how much is missing.
-        """
-        return self._read("stdout")
-
-    @property
-    def stderr(self) -> str:
-        """All that the rank wrote to standard error, by whatever means."""
-        return self._read("stderr")
-
-    def _read(self, stream: m.Stream) -> str:
-        with self._lock:
-            kept = self._log.read(self.rank, stream)
-        if not kept.missing_bytes:
-            return (kept.head + kept.tail).decode("utf-8", "replace")
-        gap = f"\n… {kept.missing_bytes:,} bytes were not kept …\n"
-        return kept.head.decode("utf-8", "replace") + gap + kept.tail.decode("utf-8", "replace")
-
-    def note(self, text: str, withdrawn: bool = False) -> None:
-        """Say something of how the cell is run on this rank, once; or no more."""
-        if (text in self.notices) == withdrawn:
-            self.notices.remove(text) if withdrawn else self.notices.append(text)
-
-    @property
-    def own_error(self) -> m.CellError | None:
-        """The rank's error, unless it was blocked by another: then the group was taken from under it."""
-        return None if self.verdict == "interrupted" and self.death else self.error
-
-    def check_order(self, from_agent: bool, seq: int) -> None:
-        """Count what is missing between two messages of one sender."""
-        expected = self._next_seq.get(from_agent)
-        if expected is not None and seq != expected:
-            self.lost_messages += abs(seq - expected)
-        self._next_seq[from_agent] = seq + 1
-
-    def __repr__(self) -> str:
-        return f"<rank {self.rank}: {self.verdict or 'running'}>"
-
-
-class RankSnapshot(Struct, frozen=True):
-    """What a view needs of one rank; later output does not change it."""
-
-    rank: int
-    verdict: Verdict | None
-    segments: list[Segment]
-    error: m.CellError | None
-    death: str
-    notices: tuple[str, ...]
 
 
 class Snapshot(Struct, frozen=True):
@@ -208,8 +114,8 @@ class CellRecord:
 
     def summary(self) -> str:
         """The cause of a cell's failure in one line, the first cause first."""
-        failed = sorted((r for r in self if r.verdict != "ok"), key=_causes_first)
-        groups = _grouped((_first_line(r), r.rank) for r in failed)
+        failed = sorted((r for r in self if r.verdict != "ok"), key=causes_first)
+        groups = _grouped((failure_words(r), r.rank) for r in failed)
         causes = [f"{named(ranks, '-')}: {words}" for words, ranks in groups[:MAX_CAUSES]]
         if rest := [rank for _, ranks in groups[MAX_CAUSES:] for rank in ranks]:
             causes.append(f"{named(rest, '-')} failed too")
@@ -221,7 +127,7 @@ class CellRecord:
     def failure_of(self, rank: int) -> str:
         """Why the cell did not end well on this rank, in one line; "" if it did, or has not ended."""
         r = self._ranks[rank]
-        return "" if r.verdict in (None, "ok") else _first_line(r)
+        return "" if r.verdict in (None, "ok") else failure_words(r)
 
     # -- how it grows ----------------------------------------------------------------------------
 
@@ -411,7 +317,7 @@ class CellRecord:
     def snapshot(self) -> Snapshot:
         """An immutable copy of what there is to show."""
         with self._lock:
-            return Snapshot([_snapshot(r) for r in self], self.held_up, tuple(self.announced))
+            return Snapshot([snapshot_of(r) for r in self], self.held_up, tuple(self.announced))
 
     def close(self) -> None:
         """Let go of the log. Streams read as empty afterwards."""
@@ -419,32 +325,19 @@ class CellRecord:
             self.log.close()
 
 
+class RankError(DDPError, RuntimeError):
+    """A cell did not end well on some rank. `record` holds what every rank wrote and raised."""
+
+    def __init__(self, message: str, record: CellRecord | None = None) -> None:
+        super().__init__(message)
+        self.record = record
+
+
 def _size(n_bytes: int) -> str:
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if n_bytes >= size:
             return f"{n_bytes / size:.3g} {unit}"
     return f"{n_bytes} bytes"
-
-
-def _causes_first(r: RankRecord) -> tuple[int, int]:
-    """A death explains the others' exceptions, and who was interrupted explains nothing."""
-    order: list[Verdict | None] = ["died", "error", "unknown", "interrupted", "not-run", None]
-    return order.index(r.verdict), r.ended_after
-
-
-def _snapshot(r: RankRecord) -> RankSnapshot:
-    return RankSnapshot(r.rank, r.verdict, r.transcript.copy(), r.own_error, r.death, tuple(r.notices))
-
-
-def _first_line(r: RankRecord) -> str:
-    line = f" (line {r.error.line})" if r.error is not None and r.error.line else ""
-    if r.verdict == "interrupted":
-        return r.death or f"interrupted{line}"
-    if r.error is not None:
-        first = next(iter(strip(r.error.evalue).strip().splitlines()), "")
-        words = f"{strip(r.error.ename)}: {first}" if first else strip(r.error.ename)
-        return words[:300] + (line if line not in first else "")  # which may name it itself
-    return r.death or {"interrupted": "interrupted", "not-run": "not run"}.get(r.verdict or "", "no answer")
 
 
 def _grouped(pairs: Iterable[tuple[str, int]]) -> list[tuple[str, list[int]]]:

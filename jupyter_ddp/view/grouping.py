@@ -10,7 +10,8 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 from jupyter_ddp.core.messages import MimeBundle
-from jupyter_ddp.core.record import RankSnapshot, Snapshot
+from jupyter_ddp.core.rank_record import RankSnapshot
+from jupyter_ddp.core.record import Snapshot
 from jupyter_ddp.core.transcript import Rich, Segment, Text
 
 

@@ -21,7 +21,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jupyter_ddp.core.healing import what_survives
-from jupyter_ddp.core.record import CellRecord, RankRecord, RankSnapshot, Snapshot
+from jupyter_ddp.core.rank_record import RankRecord, RankSnapshot
+from jupyter_ddp.core.record import CellRecord, Snapshot
 from jupyter_ddp.core.topology import named
 from jupyter_ddp.core.transcript import NewRich, News, NewText, Position
 from jupyter_ddp.view import wording

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from jupyter_ddp.core.record import RankSnapshot, Snapshot
+from jupyter_ddp.core.rank_record import RankSnapshot
+from jupyter_ddp.core.record import Snapshot
 from jupyter_ddp.core.topology import named, ranges
 from jupyter_ddp.core.verdicts import Verdict
 from jupyter_ddp.view.ansi import strip

@@ -93,7 +93,7 @@ class NotebookKernel:
             self._client = self._manager.client()
             self._client.start_channels()
             self._client.wait_for_ready(timeout=READY_TIMEOUT_S)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nobody has this object yet who could close it
             self.tag.end()
             raise
         self._shell, self._iopub = self._client.shell_channel.socket, self._client.iopub_channel.socket

@@ -11,7 +11,8 @@ import pytest
 
 from jupyter_ddp import Cluster
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.core.errors import PoolError, RankError, UsageError
+from jupyter_ddp.core.errors import PoolError, UsageError
+from jupyter_ddp.core.record import RankError
 from jupyter_ddp.kernel import life
 from tests.contract.fake_node import FIRST_PID, FakeNode
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from jupyter_ddp import Cluster
-from jupyter_ddp.core.errors import PoolError, RankError
+from jupyter_ddp.core.errors import PoolError
+from jupyter_ddp.core.record import RankError
 from tests.fault.pools import Pools, eventually
 from tests.integration.notebook_kernel import NotebookKernel
 

@@ -11,8 +11,7 @@ import msgspec
 import pytest
 
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.core.errors import RankError
-from jupyter_ddp.core.record import CellRecord
+from jupyter_ddp.core.record import CellRecord, RankError
 from jupyter_ddp.core.transcript import Rich, Text
 
 GENERATION = 1

@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from jupyter_ddp.core.messages import CellError, Stream
-from jupyter_ddp.core.record import RankSnapshot, Snapshot
+from jupyter_ddp.core.rank_record import RankSnapshot
+from jupyter_ddp.core.record import Snapshot
 from jupyter_ddp.core.transcript import Rich, Segment, Text
 from jupyter_ddp.core.verdicts import Verdict
 from jupyter_ddp.view.bundle import MAX_CHARS, MAX_LIVE_CHARS, bundle

@@ -3,7 +3,8 @@
 import pytest
 
 from jupyter_ddp.core.messages import CellError, Stream
-from jupyter_ddp.core.record import RankSnapshot, Snapshot
+from jupyter_ddp.core.rank_record import RankSnapshot
+from jupyter_ddp.core.record import Snapshot
 from jupyter_ddp.core.transcript import Rich, Segment, Text
 from jupyter_ddp.core.verdicts import Verdict
 from jupyter_ddp.view.grouping import groups, notices

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_ddp.core.messages import CellError
-from jupyter_ddp.core.record import RankSnapshot, Snapshot
+from jupyter_ddp.core.rank_record import RankSnapshot
+from jupyter_ddp.core.record import Snapshot
 from jupyter_ddp.core.transcript import Rich, Text
 from jupyter_ddp.core.verdicts import Verdict
 from jupyter_ddp.view.ansi import strip, to_html

@@ -5,7 +5,8 @@ from textwrap import dedent
 import pytest
 
 from jupyter_ddp.core.messages import CellError, Stream
-from jupyter_ddp.core.record import RankSnapshot, Snapshot
+from jupyter_ddp.core.rank_record import RankSnapshot
+from jupyter_ddp.core.record import Snapshot
 from jupyter_ddp.core.transcript import Rich, Segment, Text
 from jupyter_ddp.core.verdicts import Verdict
 from jupyter_ddp.view.text import text
