@@ -189,6 +189,7 @@ class Agent:
         self._writer.push(message if isinstance(message, bytes) else codec.encode(message))
 
     def _say_all(self, messages: Iterable[m.Message]) -> None:
+        self._say_gathered()  # before the first is made: both may read the same pipe
         for message in messages:
             self._say(message)
 
@@ -314,6 +315,7 @@ class Agent:
             self._forkserver_lost = True
             for process in [p for p in self._processes if not p.pid]:
                 self._forget(process)
+            self._reap_orphans()
             self._say(m.PreloadFailed(self._forkserver.stderr))
             return
         if isinstance(told, m.Preloaded):
@@ -324,7 +326,7 @@ class Agent:
         for process, pid in told:
             if pid:
                 self._note_birth(process, pid)
-            else:
+            elif not process.pid:
                 self._bury(process, "the system could make no process for it")
         self._reap_orphans()  # which was put off while it was unknown who is a rank
 
@@ -426,6 +428,7 @@ class Agent:
 
     def _exit_callback(self, process: RankProcess) -> Callable[[int], None]:
         def on_exit(_: int) -> None:
+            self._say_gathered()  # its last word may be among them, and what its pipes hold goes before
             exit = process.reap(self._say, process in self._busy)
             if exit is None:
                 return
@@ -452,7 +455,6 @@ class Agent:
                     os.waitpid(pid, os.WNOHANG)
 
     def _forget(self, process: RankProcess) -> None:
-        self._say_gathered()  # its last word may be among them, and what its pipes hold goes before
         for fd in (process.cells.fileno(), process.pidfd):
             self._watch(fd, _ignore, 0)
         for fd in process.pipes.values():

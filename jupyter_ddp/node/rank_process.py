@@ -152,8 +152,8 @@ class RankProcess:
                 return
             if stream == "stderr":
                 self._stderr = (self._stderr + data)[-_STDERR_BYTES:]
-            yield m.FdOutput(self.rank, self.cell, self._fd_seq, stream, data)
-            self._fd_seq += 1
+            seq, self._fd_seq = self._fd_seq, self._fd_seq + 1
+            yield m.FdOutput(self.rank, self.cell, seq, stream, data)
 
     @property
     def line(self) -> int:

@@ -788,6 +788,20 @@ def test_ranks_outlive_a_forkserver_that_is_killed_before_it_tells_of_them() -> 
         assert agent.next(m.WorkerExited).pid == agent.pids[1]
 
 
+def test_a_rank_lives_that_the_forkserver_knows_nothing_of() -> None:
+    """Who forked it was killed before it could tell: it says itself that it is there."""
+    with Agent(preload=("silent_forkserver",)) as agent:
+        agent.next(m.Preloaded)
+        (forkserver,) = children(agent.process.pid)
+        agent.ask_for(0)
+        agent.next(m.WorkerConnected)
+        os.kill(forkserver, signal.SIGUSR1)
+        agent.ask_for(1)  # answered behind what is said of the first
+        agent.next(m.WorkerConnected)
+        agent.run_to_end("pass", 0)
+        assert not any(isinstance(message, m.WorkerExited) for message in agent.heard)
+
+
 def test_a_rank_that_talks_nonsense_is_lost_alone(mortal: Agent) -> None:
     """User code that writes to a descriptor it does not own ends its rank, not the pool."""
     mortal.start(0, 1)
