@@ -259,3 +259,90 @@ def test_who_was_stuck_in_another_cell_is_not_asked_about_in_this_one(two: Desk)
     """Its word was late."""
     two.run(0, 1)
     assert two.handle(m.RankStuck(0, 1, 7, 0, 10.0)) == []
+
+
+def test_who_waits_for_a_rank_that_has_ended_well_is_explained_and_left_alone(two: Desk) -> None:
+    """Only for one that failed is the group broken unasked."""
+    two.run(0, 1)
+    two.ends(1)
+    stuck(two, 0)
+    sees(two, 0, 1, doing="waiting", waits_in="all_reduce", line=3)
+    (seen,) = sees(two, 1, 0)
+    assert isinstance(seen, ev.HangSeen)
+    assert "it has ended the cell; rank 0 waits for it" in seen.text
+
+
+def waits_in(desk: Desk, rank: int, op: str) -> list[ev.Effect]:
+    """The rank waits in its first collective of the world."""
+    look = desk.pool.open_look
+    assert look is not None
+    state = m.GroupState("0", (), 1, (m.Call(1, op, 3, "line 3", finished=False),))
+    return desk.handle(m.RankSeen(rank, 1, desk.cells, 0, look, "waiting", 3, waits_in=op, groups=(state,)))
+
+
+def test_a_hang_that_cannot_end_is_ended(two: Desk) -> None:
+    """Two operations that will never meet: the group is broken, and the reason is given."""
+    two.run(0, 1)
+    stuck(two, 0)
+    waits_in(two, 0, "all_reduce")
+    words = "out of step: rank 0: all_reduce #1 (line 3); rank 1: broadcast #1 (line 3)"
+    effects = waits_in(two, 1, "broadcast")
+    assert effects[:3] == [ev.HangSeen(1, words), breaks(1, 0, 1), interrupts(0, 1)]
+
+
+def test_a_press_leaves_a_hang_that_cannot_end_to_its_own_step(two: Desk) -> None:
+    """Nobody has been stuck for long: the ladder's next step is soon enough."""
+    two.run(0, 1)
+    two.interrupt()
+    waits_in(two, 0, "all_reduce")
+    assert breaks(1, 0, 1) not in waits_in(two, 1, "broadcast")
+
+
+def test_a_press_does_not_keep_a_hang_from_being_explained(two: Desk) -> None:
+    """The ranks are asked anew, for both reasons; all of them hear the interrupt."""
+    two.run(0, 1)
+    stuck(two, 0)
+    two.interrupt()
+    sees(two, 0, 1, doing="waiting", waits_in="all_reduce", line=3)
+    assert sees(two, 1, 0, doing="sleeping", place="line 2") == [ev.HangSeen(1, HANG)]
+
+
+def test_an_end_told_twice_asks_nobody_twice(two: Desk) -> None:
+    two.run(0, 1)
+    ends(two, 0, 5)
+    assert tells(ends(two, 1, 4), m.Look) == [0, 1]
+    assert ends(two, 1, 4) == []
+
+
+def test_a_look_that_a_press_has_ended_has_cleared_nothing(two: Desk) -> None:
+    """The next cell's end looks again."""
+    two.run(0, 1)
+    ends(two, 0, 5)
+    ends(two, 1, 4)
+    two.interrupt()
+    two.run(0, 1)
+    ends(two, 0, 6)
+    assert tells(ends(two, 1, 5), m.Look) == [0, 1]
+
+
+def test_a_look_goes_with_the_pool(two: Desk) -> None:
+    """Ranks were asked, and the pool was stopped: the next pool's cell waits for no answer of theirs."""
+    two.run(0, 1)
+    two.handle(ev.CellTookLong(1))
+    two.stop()
+    two.dies(0)
+    two.dies(1)
+    assert two.pool.open_look is None
+    two.come_up(2)
+    two.run(0, 1)
+    assert two.pool.next_deadline is None
+
+
+def test_in_a_pool_with_a_dead_rank_nobody_is_asked_at_the_end(three: Desk) -> None:
+    """What the living have of the old group counts no more."""
+    three.dies(1)
+    three.run(0, 2)
+    for rank, entered in ((0, 1), (2, 0)):
+        counts = (m.GroupCount("pair", (0, 2), entered),)
+        last = three.handle(m.CellFinished(rank, 1, 1, 0, "ok", 0.1, counts=counts))
+    assert last == [ev.CellEnded(1, {0: "ok", 2: "ok"})]
