@@ -103,6 +103,7 @@ def test_a_giant_line(nb: NotebookKernel) -> None:
     assert nb.evaluate("[(len(r.stdout), set(r.stdout)) for r in _record]") == [(5_000_001, {"x", "\n"})] * 2
     ranks = nb.ranks("print('y' * 100_000)")
     assert len(ranks.cell.html) < 100_000
+    assert re.search(r"y … y", ranks.cell.text)
 
 
 def test_stdout_and_stderr_of_a_thread_pool(nb: NotebookKernel) -> None:
