@@ -25,6 +25,9 @@ _ESCAPES = re.compile(r"[%!?]|^\s*(?:[,;/>]|\.\.\.|In ?\[|\[)|\A\s", re.MULTILIN
 _STATEMENT = re.compile(rf"(?:{'|'.join(keyword.kwlist)})\b")
 """No magic is named like one of Python's own words."""
 
+_REMEMBERED_CHARS = 64 * 1024
+"""A longer cell is compiled each time that it runs: its syntax tree would take megabytes."""
+
 
 class PreparedSource(Struct, frozen=True):
     """Plain Python, with the notebook cell's line numbers.
@@ -69,13 +72,18 @@ def prepare(cell: str, first_line: int = 1, shell: Any = None) -> PreparedSource
         # Transforming drops empty lines at the top: the tracebacks' line numbers count them.
         leading = len(cell) - len(cell.lstrip("\n"))
         source = "\n" * (first_line - 1 + leading) + _transformed(cell, shell or get_ipython())
-        tree, code, warns = _compiled(source)
+        return _prepared_again(source) if len(source) <= _REMEMBERED_CHARS else _prepared(source)
     except SyntaxError as error:
         where = f"line {error.lineno}: " if error.lineno else ""
         text = f" in {error.text.strip()!r}" if error.text and error.text.strip() else ""
         raise UsageError(f"{where}{error.msg}{text}; nothing was run") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"the cell cannot be compiled: {error}; nothing was run") from None
+
+
+def _prepared(source: str) -> PreparedSource:
+    """Of plain Python. Raises SyntaxError, or what else the compiler does."""
+    tree, code, warns = _compiled(source)
     shows = bool(tree.body) and isinstance(tree.body[-1], ast.Expr)
     looked_at = tree if mentions_collective(source) else None
     # Where a value is to be shown, a rank's own settings say which, and it is the ranks that warn.
@@ -83,7 +91,10 @@ def prepare(cell: str, first_line: int = 1, shell: Any = None) -> PreparedSource
     return PreparedSource(source, bool(code.co_flags & inspect.CO_COROUTINE), shows, looked_at, ready)
 
 
-@functools.lru_cache(maxsize=8)  # a cell is often run again as it is
+_prepared_again = functools.lru_cache(maxsize=8)(_prepared)
+"""A cell is often run again as it is; it depends on nothing but its text."""
+
+
 def _compiled(source: str) -> tuple[ast.Module, CodeType, bool]:
     """(the syntax tree, the code, whether the compiler has something to warn of). Raises SyntaxError."""
     try:
