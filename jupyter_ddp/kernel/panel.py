@@ -59,7 +59,7 @@ class Panel(anywidget.AnyWidget):
         self.on_msg(self._on_custom)
 
     def _on_custom(self, _: Any, content: dict[str, Any], __: Any) -> None:
-        self._feed.act(str(content.get("do", "")), int(content.get("number", 0)))
+        self._feed.act(str(content.get("do", "")), str(content.get("ask", "")))
 
     def _ipython_display_(self) -> None:
         """Twice: the table, which is what a saved notebook shows, and the panel, which takes its place."""
@@ -80,7 +80,7 @@ class Feed:
     def __init__(self, cluster: Watched) -> None:
         self._cluster = cluster
         self._panels: deque[Panel] = deque()
-        self._answer = _answer("", "", 0)
+        self._answer = _answer()
         self._changed = threading.Condition()
         self._stale = self._closing = False
         self._thread: threading.Thread | None = None
@@ -88,13 +88,15 @@ class Feed:
         self._subshell = Subshell()
 
     def open(self) -> Panel:
-        """A new panel; it shows what the others show."""
+        """A new panel; it shows what the others show. What was said before is old news by now."""
+        if not self._answer["busy"]:
+            self._answer = _answer()
         panel = Panel(self)
         self._subshell.hear(panel.comm)
         with self._changed:
             self._panels.append(panel)
             surplus = [self._panels.popleft() for _ in range(len(self._panels) - MAX_PANELS)]
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._cluster.watch_usage(UPDATE_S)
                 self._thread = threading.Thread(target=self._serve, name="jupyter_ddp panel", daemon=True)
                 self._thread.start()
@@ -126,29 +128,41 @@ class Feed:
             thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=5)
-        self._show(panel_state([], "", "") | {"title": CLOSED, "answer": _answer("", "", 0)})
+        self._show(panel_state([], "", "") | {"title": CLOSED, "answer": _answer()})
         self._subshell.close()
 
     # -- its thread ------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        while not self._closing:
-            with self._changed:
-                self._stale = False
-            self._show(self.state())
-            with self._changed:
-                self._changed.wait_for(lambda: self._stale or self._closing, UPDATE_S)
-        self._cluster.watch_usage(0)
+        try:
+            while not self._closing:
+                with self._changed:
+                    self._stale = False
+                self._show(self.state())
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stale or self._closing, UPDATE_S)
+        except Exception as error:  # noqa: BLE001  # a defect of ours must not look like no news
+            reason = f"this panel failed ({type(error).__name__}: {error}); %ddp opens a new one"
+            self._show(panel_state([], "", "") | {"title": reason, "answer": _answer()})
+        finally:
+            self._cluster.watch_usage(0)
 
     def _show(self, state: dict[str, Any]) -> None:
         for panel in list(self._panels):
-            if panel.comm is not None:
+            if panel.comm is None:
+                continue
+            try:
                 panel.state = state
+            except Exception:  # noqa: BLE001  # who observes one panel of the user's must not end the others
+                self._panels.remove(panel)
 
     # -- what the buttons do ---------------------------------------------------------------------
 
-    def act(self, command: str, number: int) -> None:
-        """Do what a button asks; the answer goes to every panel. One at a time, but for Interrupt."""
+    def act(self, command: str, ask: str) -> None:
+        """Do what a button asks; the answer goes to every panel. One at a time, but for Interrupt.
+
+        `ask`: the asking view's name for this, by which it knows the answer.
+        """
         doing = {
             "interrupt": ("interrupting", self._interrupt),
             "where": ("asking the ranks", self._where),
@@ -158,25 +172,25 @@ class Feed:
         }.get(command)
         if doing is None:
             return
+        words, do = doing
         if command == "interrupt":
-            self._say(self._outcome(doing[1]), "", number)
-            return
-        self._say("", doing[0], number)
-        # Not in the front end's thread: another button may be pressed meanwhile.
-        work = threading.Thread(
-            target=self._alone, args=(doing[1], number), name="jupyter_ddp panel button", daemon=True
-        )
-        work.start()
+            self._say(self._outcome(do), "", ask)
+        elif not self._acting.acquire(blocking=False):
+            self._say("another button's work is not done yet; wait for it", "", ask)
+        else:
+            self._say("", words, ask)
+            # Not in the front end's thread: another button may be pressed meanwhile.
+            work = threading.Thread(
+                target=self._work, args=(do, ask), name="jupyter_ddp panel button", daemon=True
+            )
+            work.start()
 
-    def _alone(self, do: Any, number: int) -> None:
-        if not self._acting.acquire(blocking=False):
-            self._say("another button's work is not done yet; wait for it", "", number)
-            return
+    def _work(self, do: Any, ask: str) -> None:
         try:
             said = self._outcome(do)
         finally:
             self._acting.release()
-        self._say(said, "", number)
+        self._say(said, "", ask)
 
     def _outcome(self, do: Any) -> str:
         try:
@@ -184,8 +198,8 @@ class Feed:
         except DDPError as error:
             return str(error)
 
-    def _say(self, text: str, busy: str, number: int) -> None:
-        self._answer = _answer(text, busy, number)
+    def _say(self, text: str, busy: str, ask: str) -> None:
+        self._answer = _answer(text, busy, ask)
         self.refresh()
 
     def _interrupt(self) -> str:
@@ -206,6 +220,6 @@ class Feed:
         return "the pool was stopped"
 
 
-def _answer(text: str, busy: str, number: int) -> dict[str, Any]:
+def _answer(text: str = "", busy: str = "", ask: str = "") -> dict[str, Any]:
     """What is said below the table: of what was asked for last, or (`busy`) what is being done for it."""
-    return {"text": text, "busy": busy, "number": number}
+    return {"text": text, "busy": busy, "ask": ask}

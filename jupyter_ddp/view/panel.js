@@ -75,18 +75,19 @@ function render({ model, el }) {
     ),
   );
   const table = element("table", {}, head, body);
-  let asked = 0;
+  const name = Math.random().toString(36).slice(2); // each view asks under a name of its own
+  let asks = 0;
   let answered = ""; // what was said last
   let gone = ""; // why nothing comes any more
   let silence;
 
   function ask(command) {
-    const number = ++asked;
+    const id = `${name} ${++asks}`;
     said.textContent = "";
-    model.send({ do: command, number });
+    model.send({ do: command, ask: id });
     setTimeout(() => {
-      const { number: answered, busy } = model.get("state").answer;
-      if (asked === number && answered !== number && !busy)
+      const latest = model.get("state").answer;
+      if (id === `${name} ${asks}` && latest.ask !== id && !latest.busy)
         said.textContent =
           "No answer: the notebook kernel is busy and cannot hear this panel here, or it has ended. " +
           "To interrupt the ranks press the notebook's own \u25a0 button.";
@@ -133,11 +134,11 @@ function render({ model, el }) {
   }
 
   function answer() {
-    const { text, busy, number } = model.get("state").answer;
-    const now = JSON.stringify([text, busy, number]);
+    const latest = model.get("state").answer;
+    const now = JSON.stringify(latest);
     if (now === answered) return; // what this panel says of itself stays until there is something new
     answered = now;
-    said.textContent = busy ? `${busy} …` : text;
+    said.textContent = latest.busy ? `${latest.busy} …` : latest.text;
   }
 
   el.classList.add("jddp-panel");

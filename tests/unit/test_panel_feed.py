@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -62,11 +62,12 @@ class Screen:
             self._more.notify_all()
 
     def wait(self, **answer: Any) -> None:
-        """Until the panel says so."""
+        """Until the panel answers so."""
+        self.wait_for(lambda state: answer.items() <= state["answer"].items())
+
+    def wait_for(self, holds: Callable[[dict[str, Any]], bool]) -> None:
         with self._more:
-            assert self._more.wait_for(
-                lambda: answer.items() <= self.panel.state["answer"].items(), TIMEOUT_S
-            ), self.panel.state["answer"]
+            assert self._more.wait_for(lambda: holds(self.panel.state), TIMEOUT_S), self.panel.state
 
 
 @pytest.fixture
@@ -85,51 +86,92 @@ def feed(cluster: FakeCluster) -> Iterator[Feed]:
 def test_every_panel_says_what_a_button_did(feed: Feed, cluster: FakeCluster) -> None:
     """While it is done and after; a panel that is opened meanwhile says it too."""
     screens = [Screen(feed.open()), Screen(feed.open())]
-    feed.act("stop", 1)
+    feed.act("stop", "a 1")
     for screen in screens:
-        screen.wait(busy="stopping", number=1)
+        screen.wait(busy="stopping", ask="a 1")
     late = feed.open()
     assert late.state["answer"]["busy"] == "stopping"
     cluster.may_stop.set()
     for screen in [*screens, Screen(late)]:
-        screen.wait(text="the pool was stopped", busy="", number=1)
+        screen.wait(text="the pool was stopped", busy="", ask="a 1")
 
 
 def test_one_button_at_a_time_but_interrupt_always(feed: Feed, cluster: FakeCluster) -> None:
     """What came second is refused in words, and can be pressed again."""
     screen = Screen(feed.open())
-    feed.act("stop", 1)
+    feed.act("stop", "a 1")
     screen.wait(busy="stopping")
-    feed.act("heal", 2)
-    screen.wait(text="another button's work is not done yet; wait for it", number=2)
-    feed.act("interrupt", 3)
-    screen.wait(number=3)
+    feed.act("heal", "a 2")
+    screen.wait(text="another button's work is not done yet; wait for it", ask="a 2")
+    feed.act("interrupt", "a 3")
+    screen.wait(ask="a 3")
     assert "interrupt" in cluster.asked
     cluster.may_stop.set()
     screen.wait(text="the pool was stopped")
-    feed.act("heal", 4)
-    screen.wait(text="nothing to heal", number=4)
+    feed.act("heal", "a 4")
+    screen.wait(text="nothing to heal", ask="a 4")
 
 
 def test_a_refusal_is_shown_in_its_words(feed: Feed) -> None:
     screen = Screen(feed.open())
-    feed.act("restart", 1)
+    feed.act("restart", "a 1")
     screen.wait(text="the pool cannot be started", busy="")
 
 
 def test_an_unknown_button_does_nothing(feed: Feed) -> None:
     panel = feed.open()
-    feed.act("format the disk", 1)
-    assert panel.state["answer"]["number"] == 0
+    feed.act("format the disk", "a 1")
+    assert panel.state["answer"]["ask"] == ""
+
+
+def test_a_new_panel_begins_without_old_news(feed: Feed) -> None:
+    """The pool that was stopped may run again."""
+    screen = Screen(feed.open())
+    feed.act("where", "a 1")
+    screen.wait(text="rank 0 is idle")
+    assert feed.open().state["answer"]["text"] == ""
+    screen.wait(text="")
+
+
+def test_a_panel_that_cannot_be_told_does_not_end_the_others(feed: Feed) -> None:
+    """A user may observe a panel, with code that raises."""
+
+    def spoil(_: Any) -> None:
+        raise ZeroDivisionError
+
+    spoilt, good = feed.open(), Screen(feed.open())
+    spoilt.observe(spoil, "state")
+    feed.act("where", "a 1")
+    good.wait(text="rank 0 is idle")
+    feed.act("heal", "a 2")
+    good.wait(text="nothing to heal")
+
+
+def test_a_defect_is_said_and_the_next_panel_works(
+    feed: Feed, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is left before a panel that has no more news, and nothing is sampled for it."""
+    screen = Screen(feed.open())
+    with monkeypatch.context() as broken:
+        broken.setattr(cluster, "status", lambda: 1 / 0)
+        feed.refresh()
+        screen.wait_for(lambda state: "ZeroDivisionError" in state["title"])
+        assert feed._thread is not None
+        feed._thread.join(TIMEOUT_S)
+    assert cluster.asked[-1] == "watch 0"
+    again = Screen(feed.open())
+    feed.act("where", "a 1")
+    again.wait(text="rank 0 is idle")
+    assert "no pool" in again.panel.state["title"]
 
 
 def test_one_thread_tells_the_panels(feed: Feed) -> None:
     """The widgets' library has no locks."""
     screens = [Screen(feed.open()), Screen(feed.open())]
-    for number, command in enumerate(("where", "heal", "interrupt", "where"), 1):
-        feed.act(command, number)
+    for number, command in enumerate(("where", "heal", "interrupt", "where")):
+        feed.act(command, f"a {number}")
         for screen in screens:
-            screen.wait(number=number, busy="")
+            screen.wait(ask=f"a {number}", busy="")
     tellers = {teller for screen in screens for teller, _ in screen.told}
     assert len(tellers) == 1
     assert threading.get_ident() not in tellers
@@ -139,11 +181,14 @@ def test_a_closed_feed_says_so_and_lets_go(cluster: FakeCluster) -> None:
     """Nobody looks any more, and the last answer is gone with the pool."""
     feed = Feed(cluster)
     screen = Screen(feed.open())
-    feed.act("where", 1)
+    feed.act("where", "a 1")
     screen.wait(text="rank 0 is idle")
     feed.close()
     assert screen.panel.state["title"] == CLOSED
     assert screen.panel.state["answer"]["text"] == ""
     assert cluster.asked[0] == "watch 1"
     assert cluster.asked[-1] == "watch 0"
-    assert not any("panel" in thread.name for thread in threading.enumerate())
+    for thread in threading.enumerate():
+        if "panel" in thread.name:
+            thread.join(TIMEOUT_S)  # the button's has said all, and is about to end
+            assert not thread.is_alive()
