@@ -56,8 +56,8 @@ class Findings(Struct, frozen=True):
     out_of_step: str
     certain: bool
     """Every rank has answered."""
-    blocked: bool
-    """A rank waits for one that has failed, or a rank that was not heard of may do so."""
+    blocked: frozenset[int]
+    """Who waits for a rank that has failed, and who was not heard of: it may do so too."""
 
 
 class Lookout:
@@ -126,10 +126,9 @@ class Lookout:
     ) -> Findings:
         """What the answers mean, late ones left out. `broken`: the group was broken under the ranks."""
         purposes, sights = frozenset(self._purposes), self._sights
-        late = bool(self._awaited)
+        late = frozenset(self._awaited)
         self._purposes, self._awaited, self._sights, self.deadline = set(), set(), {}, None
         hang = explain(sights, running, world_size) if running else None
-        waiting = [sight for rank, sight in sights.items() if rank in running]
         return Findings(
             purposes,
             hang,
@@ -137,7 +136,9 @@ class Lookout:
             silence(sights, running),
             "" if running else out_of_step(sights),
             not late,
-            late or any(needs(sight, ended, world_size) for sight in waiting),
+            frozenset(
+                r for r in running if r in late or (r in sights and needs(sights[r], ended, world_size))
+            ),
         )
 
     def words(self, found: Findings, pressed: bool) -> str:

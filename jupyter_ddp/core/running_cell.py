@@ -18,13 +18,14 @@ from jupyter_ddp.core.bounds import (
     PEER_FAILED_TIMEOUT_S,
 )
 from jupyter_ddp.core.events import (
+    Announced,
     CellEnded,
     CellRequested,
     CellTookLong,
     Effect,
     signal_ranks,
 )
-from jupyter_ddp.core.ladder import Ladder, Turn
+from jupyter_ddp.core.ladder import NOTICE_S, Ladder, Turn
 from jupyter_ddp.core.lookout import Lookout, Purpose
 from jupyter_ddp.core.membership import Membership
 from jupyter_ddp.core.topology import named
@@ -54,6 +55,9 @@ class RunningCell:
         self._deaths: list[m.WorkerExited] = []
         self._warnings: list[str] = []
         self._blocked: set[int] = set()
+        self._freeing: frozenset[int] = frozenset()
+        """Who is freed in a moment from a wait for ranks that have failed; and the words that say so."""
+        self._freeing_words = ""
         self._break_sent = self._kill_sent = False
         self._timeout_s = event.timeout_s
         self.timeout_at = now + event.timeout_s if event.timeout_s else None
@@ -147,7 +151,7 @@ class RunningCell:
                 self._reasons.setdefault(rank, f"interrupted by --timeout {self._timeout_s:g}")
         deaths, warnings = tuple(self._deaths), tuple(self._warnings)
         ended = CellEnded(self.cell, self._verdicts, deaths, self._reasons, warnings, self._hang)
-        return [*self._ladder.withdraw(), ended]
+        return [*self._ladder.withdraw(), *self._withdraw_freeing(), ended]
 
     # -- interrupts and broken groups --------------------------------------------------------------
 
@@ -198,6 +202,7 @@ class RunningCell:
         if self._break_sent:
             return []
         self._break_sent = self.group_broken = True
+        self._freeing, self._freeing_words = frozenset(), ""  # what was announced is done
         self._ladder.broke(now)
         self.deadline = None
         effects = self._members.free()
@@ -238,7 +243,7 @@ class RunningCell:
             return []
         # Whoever comes to wait for a failed rank later says so when it has been stuck.
         if found.blocked and (Purpose.PEERS in found.purposes or (self._failed and not self._ladder.presses)):
-            return self._break(now)
+            return self._announce_freeing(found.blocked, now)
         if Purpose.INTERRUPT in found.purposes and found.unheard:
             return self._lookout.tell(self.cell, found.unheard)
         effects: list[Effect] = []
@@ -281,9 +286,44 @@ class RunningCell:
         self.deadline = None
         if self._kill_sent:
             return self._give_up_unkillable(now)
+        return self._free(now) if self._freeing else self._see_to_peers(now)
+
+    def _see_to_peers(self, now: float) -> list[Effect]:
         if not (self._ladder.presses or self._deaths):
             return self._lookout.look(Purpose.PEERS, self._members.alive, now)
         return self._break(now)
+
+    def _announce_freeing(self, blocked: frozenset[int], now: float) -> list[Effect]:
+        """Say who is freed from a wait for ranks that have failed, and what it costs: then it is done."""
+        if self._break_sent or self._freeing:
+            return []
+        self._freeing, self._freeing_words = blocked, self._words_of_freeing(blocked)
+        self._break_by(now + NOTICE_S)
+        return [Announced(self._freeing_words, self.cell)]
+
+    def _free(self, now: float) -> list[Effect]:
+        """Of those that are to be freed some may have ended since that was announced."""
+        ranks = self._freeing & self.waiting
+        if not ranks:
+            return [*self._withdraw_freeing(), *self._see_to_peers(now)]
+        effects: list[Effect] = []
+        if ranks != self._freeing:
+            effects = [*self._withdraw_freeing(), Announced(self._words_of_freeing(ranks), self.cell)]
+        return [*effects, *self._break(now)]
+
+    def _withdraw_freeing(self) -> list[Effect]:
+        words, self._freeing, self._freeing_words = self._freeing_words, frozenset(), ""
+        return [Announced(words, self.cell, withdrawn=True)] if words else []
+
+    def _words_of_freeing(self, ranks: frozenset[int]) -> str:
+        failed = sorted(r for r, v in self._verdicts.items() if v in ("error", "died"))
+        others = sorted(r for r, v in self._verdicts.items() if v != "ok") or sorted(self._verdicts)
+        what = "failed" if failed else f"{'have' if len(others) > 1 else 'has'} lost the process group"
+        it, wait = ("them" if len(failed or others) > 1 else "it"), ("wait" if len(ranks) > 1 else "waits")
+        return (
+            f"{named(failed or others, '-')} {what}, {named(ranks, '-')} {wait} for {it}: "
+            "breaking the process group; variables are kept"
+        )
 
     def _give_up_unkillable(self, now: float) -> list[Effect]:
         for rank in sorted(self.waiting):

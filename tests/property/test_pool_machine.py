@@ -163,6 +163,7 @@ class Judge:
 
     def judge(self, event: ev.Event, before: p.Phase, effects: list[ev.Effect]) -> None:
         stuck = {q.pid for q in self.members.values() if q.birth_heard and not q.exit_heard}
+        self._judge_breaking(effects)
         for effect in effects:
             match effect:
                 case ev.SendToNodes(ranks, message):
@@ -238,6 +239,18 @@ class Judge:
                 else:
                     copies = isinstance(self.request, ev.HealRequested) and ranks == [self.request.source]
                     assert self.presses or copies or self.stuck, "interrupted unasked"
+
+    def _judge_breaking(self, effects: list[ev.Effect]) -> None:
+        """Where nobody died and nothing hangs, that a running cell's group is broken is said before."""
+        breaks = any(isinstance(e, ev.SendToNodes) and _breaks(e.message) for e in effects)
+        if not breaks or self.running is None or any(isinstance(e, ev.CellEnded) for e in effects):
+            return
+        hangs = self.hang_shown or any(isinstance(e, ev.HangSeen) for e in effects)
+        if hangs or any(self.members[r].exit_heard for r in self.running.targets):
+            return
+        said = [at for text, at in self.announced.items() if "breaking the process group" in text]
+        assert said, "broken without a word"
+        assert self.world.now >= min(said) + NOTICE_S, "broken before anybody could read of it"
 
     def _judge_forming(self, forms: list[m.FormGroup], effects: list[ev.Effect]) -> None:
         """A group is formed of all ranks, under a number never used, and always after it was broken."""
@@ -659,6 +672,10 @@ def _plan(n: int) -> Plan:
 def _forms(effect: ev.Effect) -> bool:
     message = effect.message if isinstance(effect, ev.SendToNodes) else None
     return isinstance(message, m.Tell) and isinstance(message.command, m.FormGroup)
+
+
+def _breaks(message: m.KernelToNode) -> bool:
+    return isinstance(message, m.Tell) and isinstance(message.command, m.BreakGroup)
 
 
 def _ended(effect: ev.Effect) -> bool:

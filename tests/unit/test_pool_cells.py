@@ -8,7 +8,7 @@ from jupyter_ddp.core import bounds
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
-from jupyter_ddp.core.ladder import BREAK_CHANCE_S, INTERRUPT_TIMEOUT_S, SIGNAL_CHANCE_S
+from jupyter_ddp.core.ladder import BREAK_CHANCE_S, INTERRUPT_TIMEOUT_S, NOTICE_S, SIGNAL_CHANCE_S
 from tests.unit.desk import Desk, breaks, died, interrupts, kills, only, tells
 
 DIED_1 = died(1, left="ranks 0,2 keep")
@@ -63,14 +63,19 @@ def test_a_reply_to_another_cell_or_a_second_reply_counts_for_nothing(three: Des
 
 
 def test_when_a_rank_fails_the_others_are_freed_after_five_seconds(three: Desk) -> None:
-    """They may go on that long; then the group is broken, and they were blocked by the one that failed."""
+    """They may go on that long; then that is said, the group is broken, and they were blocked by the one
+    that failed."""
     three.run(0, 1, 2)
     three.ends(1, "error")
     assert three.after(bounds.PEER_FAILED_TIMEOUT_S - 0.01) == []
     assert tells(three.after(0.02), m.Look) == [0, 1, 2]
     three.answers(0, waits_in="all_reduce", entered=1)
     three.answers(1)
-    assert three.answers(2, waits_in="all_reduce", entered=1) == [breaks(1, 0, 1, 2)]
+    assert three.answers(2, waits_in="all_reduce", entered=1) == [
+        frees("rank 1 failed, ranks 0,2 wait for it")
+    ]
+    assert three.after(NOTICE_S - 0.01) == []
+    assert three.after(0.02) == [breaks(1, 0, 1, 2)]
     three.ends(0, "interrupted", broken=True)
     effects = three.ends(2, "interrupted", broken=True)
     ended = only(effects, ev.CellEnded)
@@ -249,7 +254,70 @@ def test_a_group_found_broken_frees_the_others_though_nobody_failed(three: Desk)
     assert tells(three.after(bounds.PEER_FAILED_TIMEOUT_S), m.Look) == [0, 1, 2]
     three.answers(0)
     three.answers(2)
-    assert three.answers(1, waits_in="all_reduce", entered=1) == [breaks(1, 0, 1, 2)]
+    assert three.answers(1, waits_in="all_reduce", entered=1) == [
+        frees("rank 0 has lost the process group, rank 1 waits for it")
+    ]
+    assert three.after(NOTICE_S) == [breaks(1, 0, 1, 2)]
+
+
+def waits_for_a_failed_one(desk: Desk) -> None:
+    """Rank 1 has failed, ranks 0 and 2 wait for it, and are to be freed."""
+    desk.run(0, 1, 2)
+    desk.ends(1, "error")
+    desk.after(bounds.PEER_FAILED_TIMEOUT_S)
+    for rank in (1, 0, 2):
+        desk.answers(rank, waits_in="all_reduce" if rank != 1 else "", entered=1)
+
+
+def test_who_ends_before_it_is_freed_is_named_no_more(three: Desk) -> None:
+    """What was announced is taken back for what is done; it stays where nothing has changed."""
+    waits_for_a_failed_one(three)
+    three.ends(2)
+    assert three.after(NOTICE_S) == [
+        frees("rank 1 failed, ranks 0,2 wait for it", withdrawn=True),
+        frees("rank 1 failed, rank 0 waits for it"),
+        breaks(1, 0, 1, 2),
+    ]
+    assert not [e for e in three.ends(0, "interrupted", broken=True) if isinstance(e, ev.Announced)]
+
+
+def test_nobody_is_freed_who_has_ended(three: Desk) -> None:
+    """They went on of themselves meanwhile: the announcement is taken back, and the group stays."""
+    waits_for_a_failed_one(three)
+    three.ends(2)
+    taken_back, ended = three.ends(0)
+    assert taken_back == frees("rank 1 failed, ranks 0,2 wait for it", withdrawn=True)
+    assert isinstance(ended, ev.CellEnded)
+    assert three.pool.phase is p.Phase.READY
+
+
+def test_whoever_else_is_left_is_asked_again(three: Desk) -> None:
+    """It did not wait when the others were seen to; they have ended, so it is looked at, and computes on."""
+    three.run(0, 1, 2)
+    three.ends(1, "error")
+    three.after(bounds.PEER_FAILED_TIMEOUT_S)
+    three.answers(0, waits_in="all_reduce", entered=1)
+    three.answers(1)
+    three.answers(2)
+    three.ends(0)
+    taken_back, *look = three.after(NOTICE_S)
+    assert taken_back == frees("rank 1 failed, rank 0 waits for it", withdrawn=True)
+    assert tells(look, m.Look) == [0, 1, 2]
+    assert [*three.answers(0), *three.answers(1), *three.answers(2)] == []
+
+
+def test_a_death_does_not_wait_for_what_was_announced(three: Desk) -> None:
+    """Who is to be freed in a moment is: the group is broken once, and the dead one is not healed."""
+    waits_for_a_failed_one(three)
+    three.dies(0)
+    assert three.after(NOTICE_S)[-1] == breaks(1, 1, 2)
+    assert only(three.ends(2, "interrupted", broken=True), ev.CellEnded).reasons == {
+        2: "blocked by ranks 0-1"
+    }
+
+
+def frees(words: str, *, withdrawn: bool = False) -> ev.Announced:
+    return ev.Announced(f"{words}: breaking the process group; variables are kept", 1, withdrawn)
 
 
 def test_a_killed_rank_has_its_time_to_end(three: Desk) -> None:

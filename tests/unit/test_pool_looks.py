@@ -10,6 +10,7 @@ from jupyter_ddp.core import bounds
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
+from jupyter_ddp.core.ladder import NOTICE_S
 from jupyter_ddp.core.lookout import LOOK_TIMEOUT_S
 from tests.unit.desk import Desk, breaks, interrupts, only, tells
 
@@ -125,7 +126,11 @@ def test_a_rank_waits_for_a_failed_one_only_later(two: Desk) -> None:
     two.after(10)
     stuck(two, 0)
     sees(two, 0, 1, doing="waiting", waits_in="all_reduce", line=3)
-    assert breaks(1, 0, 1) in sees(two, 1, 0)
+    (announced,) = sees(two, 1, 0)
+    assert announced == ev.Announced(
+        "rank 1 failed, rank 0 waits for it: breaking the process group; variables are kept", 1
+    )
+    assert two.after(NOTICE_S) == [breaks(1, 0, 1)]
 
 
 def unseen(desk: Desk, rank: int, state: str = "R", silent_s: float = 12.0) -> list[ev.Effect]:
