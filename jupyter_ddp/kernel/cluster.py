@@ -194,8 +194,9 @@ class Cluster:
 
         `targets`: ranks, as "0,2-3", "::2" or numbers; None for all. `on_news(record, done)` is called
         from this thread as output comes, at most ten times a second (where it returns True, without more
-        output too), and at the end. `count` is the notebook's prompt number. A hang (a rank waits for one
-        that does not come) that lasts `hang_timeout_s` ends the cell; 0 leaves that to whoever watches.
+        output too), once a second while none comes, and at the end. `count` is the notebook's prompt
+        number. A hang (a rank waits for one that does not come) that lasts `hang_timeout_s` ends the cell;
+        0 leaves that to whoever watches.
 
         `check_collectives`: compare each collective's operation, shape and dtype among its ranks before it
         begins (`%%ddp --check`). `timeout_s`: interrupt the cell when it takes longer.

@@ -7,11 +7,12 @@ thread that runs the magic.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from IPython.display import DisplayHandle, display
+from IPython.display import DisplayHandle, clear_output, display
 
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.core.transcript import Rich
@@ -20,6 +21,9 @@ from jupyter_ddp.kernel.live import LiveView, LiveViews
 from jupyter_ddp.view.bundle import bundle
 from jupyter_ddp.view.status import RankLine, progress_text
 from jupyter_ddp.view.wording import asides
+
+SILENT_S = 1.0
+"""So long may a cell say nothing before it is shown that it runs."""
 
 
 class CellDisplay:
@@ -31,23 +35,32 @@ class CellDisplay:
 
     def __init__(self, live: bool, views: LiveViews) -> None:
         self._live, self._views = live, views
+        self._began = time.monotonic()
+        self.alone = True
+        """The cell has no other outputs, which would go with the view of one that ends without any."""
         self._handle: DisplayHandle | None = None
         self._view: LiveView | None = None
         self._shown_version = -1
         self._said: set[str] = set()
 
     def show(self, record: CellRecord, done: bool) -> bool:
-        """Called as news of the cell comes (at most ten times a second), and at its end.
+        """Called as news of the cell comes (at most ten times a second), once a second without any, and at
+        its end.
 
         True: not all was told, so it is to be called again though no more news comes.
         """
         if done:
             self._end(record)
-        elif self._live and (self._handle is not None or not record.silent):
+        elif self._live and (self._handle is not None or not record.silent or self._is_long):
             self._show(record)
         elif self._in_terminal:
             self._say(record)
         return self._view is not None and not done and self._view.behind
+
+    @property
+    def _is_long(self) -> bool:
+        """Who waits wants to see that it runs, though it says nothing."""
+        return self.alone and time.monotonic() - self._began >= SILENT_S
 
     @functools.cached_property
     def _in_terminal(self) -> bool:
@@ -72,20 +85,27 @@ class CellDisplay:
     def _open(self, record: CellRecord) -> None:
         page: dict[str, Any] = dict(bundle(record.snapshot(), live=True))
         metadata: dict[str, Any] = {}
-        self._view = self._views.open(record)
+        self._view = self._views.open(record, self._began)
         if self._view is not None:
             widget, metadata = self._view.bundle()
             page = {**widget, **page}
         self._handle = display(page, metadata=metadata, raw=True, display_id=True)
 
     def _end(self, record: CellRecord) -> None:
-        if record.silent and self._handle is None:
+        if record.silent and (self._handle is None or self.alone):
+            if self._handle is not None:  # what is saved is the same whether it took long or not
+                clear_output()
+                self._handle = None
+                self._let_go()
             return
         page, updatable = self._page(record)
         if self._handle is not None:
             self._handle.update(page, raw=True)
         else:
             self._handle = display(page, raw=True, display_id=True if updatable else None)
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._view is not None:
             self._views.end(self._view)
             self._view = None  # it knows the record, which would keep itself then

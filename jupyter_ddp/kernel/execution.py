@@ -87,7 +87,9 @@ class Execution:
 
 
 class Follower:
-    """Paces what a waiting thread hears of a cell: soon after the first output, then ten times a second."""
+    """Paces what a waiting thread hears of a cell: soon after the first output, then ten times a second;
+    once a second while there is none.
+    """
 
     FIRST_S = 0.05
     """A cell that ends this soon after its first output is shown once, at its end."""
@@ -126,9 +128,15 @@ class Follower:
         execution = self._execution
         if self._on_news is None:
             self._wait(execution.ended, 1.0)
-        elif self._wait(execution.news, 1.0):
+        elif not self._wait(execution.news, 1.0):
+            self._pass_on()
+        else:
             execution.news.clear()
             if not execution.done and not self._wait(execution.ended, self._pause_s):
                 self._pause_s = self.INTERVAL_S
-                if self._on_news(execution.record, False) is True:
-                    execution.news.set()
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        assert self._on_news is not None
+        if self._on_news(self._execution.record, False) is True:
+            self._execution.news.set()

@@ -32,11 +32,11 @@ _KEPT_OPEN = 2
 
 
 class LiveView:
-    """One running cell's widget."""
+    """One running cell's widget. `began`: when the cell did, monotonic, in seconds."""
 
-    def __init__(self, record: CellRecord, subshell: Subshell) -> None:
-        self._reader, self._began = NewsReader(record), time.monotonic()
-        self._allowance = Allowance(self._began)
+    def __init__(self, record: CellRecord, subshell: Subshell, began: float) -> None:
+        self._reader, self._began, self._made = NewsReader(record), began, time.monotonic()
+        self._allowance = Allowance(self._made)
         self._ranks = frozenset(record.ranks)
         self._telling = threading.Lock()
         self._opened = False
@@ -65,7 +65,7 @@ class LiveView:
             if not self._allowance.is_free(now):
                 return
             room = self._allowance.room(now)
-            if now - self._began < _SETTLING_S:
+            if now - self._made < _SETTLING_S:
                 self._allowance.take_place(now)
                 self._widget.send_state("whole")
             elif (message := self._reader.read(min(room, MESSAGE_BYTES), room - MESSAGE_BYTES)) is not None:
@@ -84,9 +84,9 @@ class LiveView:
     def _whole(self) -> dict[str, Any]:
         """For a view that opens now: when the cell begins, or after the page was loaded again."""
         now = time.monotonic()
-        self.reloaded = self.reloaded or (self._opened and now - self._began > _SETTLING_S)
+        self.reloaded = self.reloaded or (self._opened and now - self._made > _SETTLING_S)
         room = self._allowance.room(now)
-        settling = now - self._began < _SETTLING_S
+        settling = now - self._made < _SETTLING_S
         text = _SETTLING_BYTES if settling else max(_SETTLING_BYTES, min(WHOLE_BYTES, room))
         message = self._reader.whole(text, max(0, room - WHOLE_BYTES))
         message["elapsed"] = round(now - self._began, 1)
@@ -133,8 +133,8 @@ class LiveViews:
         self._subshell: Subshell | None = None
         self._late_pages: LatePages | None = None
 
-    def open(self, record: CellRecord) -> LiveView | None:
-        """None without a notebook kernel, and where anywidget cannot be imported."""
+    def open(self, record: CellRecord, began: float) -> LiveView | None:
+        """Of a cell that began then. None without a notebook kernel, or where anywidget is missing."""
         if getattr(get_ipython(), "kernel", None) is None:
             return None
         try:
@@ -144,7 +144,7 @@ class LiveViews:
         if self._subshell is None:
             self._subshell = Subshell()
             self._late_pages = LatePages(self._subshell)
-        view = LiveView(record, self._subshell)
+        view = LiveView(record, self._subshell, began)
         if self._late_pages is not None:
             self._late_pages.begin()
         return view

@@ -147,7 +147,7 @@ class DDPMagics(Magics):
 
     def _run(self, line: str, cell: str) -> None:
         options = parse_cell_line(line)
-        self._say_announcements()
+        announced = self._say_announcements()
         request = front_end_request()
         first_line, count = self._place_of_cell(cell, content(request).get("code", ""))
         record: CellRecord | None = None
@@ -162,6 +162,7 @@ class DDPMagics(Magics):
             return behind
 
         prepared = prepare(cell, first_line, self.shell)  # what is no Python starts no pool
+        screen.alone = self.cluster.running and not announced
         self._ensure_pool(options)
         try:
             self.cluster.run(
@@ -290,6 +291,9 @@ class DDPMagics(Magics):
         if text:
             print(text)  # noqa: T201  # this is what the user sees
 
-    def _say_announcements(self) -> None:
-        for text in self.cluster.announcements():
+    def _say_announcements(self) -> bool:
+        """True when there were any."""
+        announced = self.cluster.announcements()
+        for text in announced:
             self._say(text)
+        return bool(announced)

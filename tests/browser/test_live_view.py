@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,7 +97,8 @@ AFTER = """\
 t = torch.tensor([1.0 if rank == 3 else kept])
 dist.all_reduce(t)
 print("sum", t.item())"""
-CELLS = [START, STREAMS, SAME, BARS, RICH, BLOCKED, HOSTILE, FAILS_ALIKE, HANG, DEATH, HEAL, AFTER]
+SILENT = f"%%ddp\n{UNTIL_GO.strip()}"
+CELLS = [START, STREAMS, SAME, BARS, RICH, BLOCKED, HOSTILE, FAILS_ALIKE, HANG, DEATH, HEAL, AFTER, SILENT]
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,20 @@ def test_ranks_are_switched_while_the_kernel_is_busy(lab: NotebookPage) -> None:
     assert lab.runs(cell)
     live.root.get_by_role("tab", name="all").click()
     live.sees("of rank 0")
+
+
+def test_a_silent_cell_is_seen_to_run_and_leaves_nothing(lab: NotebookPage, server: JupyterServer) -> None:
+    """After a second, with a clock that counts from its begin; what is saved is that of a short one."""
+    cell = CELLS.index(SILENT)
+    lab.start(cell)
+    live = Live(lab, cell, 5)
+    expect(live.root.locator(".jddp-clock")).to_have_text(re.compile(r"^[2-4] s$"), timeout=10_000)
+    live.sees("no output so far")
+    assert live.tabs.all_inner_texts() == ["all", "…0", "…1", "…2", "…3"]
+    (server.root / "go").touch()
+    lab.wait(cell)
+    eventually(lambda: lab.text(cell) == "", 5, "an empty output")
+    assert lab.save().cells[cell].outputs == []
 
 
 def test_the_tail_is_followed_until_somebody_scrolls_up(lab: NotebookPage) -> None:
