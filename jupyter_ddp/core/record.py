@@ -79,6 +79,9 @@ class CellRecord:
     # -- what the user reads ---------------------------------------------------------------------
 
     def __getitem__(self, rank: int) -> RankRecord:
+        """Raises KeyError for a rank that the cell was not for."""
+        if rank not in self._ranks:
+            raise KeyError(f"the cell was not for rank {rank!r}; it was for {named(self.ranks, '-')}")
         return self._ranks[rank]
 
     def __iter__(self) -> Iterator[RankRecord]:

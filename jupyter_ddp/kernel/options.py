@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import shlex
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NoReturn, get_args
 
@@ -23,7 +25,26 @@ class _Parser(argparse.ArgumentParser):
     """argparse that raises instead of printing usage and leaving."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}; {self.prog}? lists the options")
+        magic = self.prog.partition(" ")[0]
+        raise UsageError(f"{self.prog}: {message}; {magic}? lists the options")
+
+    def understand(self, words: list[str]) -> argparse.Namespace:
+        """What the words mean. Raises UsageError, with what may have been meant by one that means nothing."""
+        given, unknown = self.parse_known_args(words)
+        if unknown:
+            known = list(self._option_string_actions)
+            number = unknown[0].isdecimal() and "-n" in known
+            meant = f"; did you mean -n {unknown[0]}?" if number else _guess(unknown[0], known)
+            what = f"{' '.join(unknown)} means nothing here"
+            if meant:
+                raise UsageError(f"{self.prog}: {what}{meant}")
+            self.error(what)
+        return given
+
+
+def _guess(word: str, known: Sequence[str], prefix: str = "") -> str:
+    meant = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {prefix}{meant[0]}?" if meant else ""
 
 
 class PoolOptions(Struct, frozen=True):
@@ -74,8 +95,16 @@ def parse_command_line(line: str) -> CommandOptions:
     """The subcommand of `%ddp` and its options; an empty line means the panel. Raises UsageError."""
     words = _split("%ddp", line) or ["panel"]
     command = words[0]
+    if command in ("help", "-h", "--help"):
+        raise UsageError("%ddp? lists the commands and their options")
+    if command.startswith("-"):
+        raise UsageError(
+            f"%ddp {line.strip()}: a command is missing; %%ddp {line.strip()} runs the cell below it, "
+            f"%ddp start {line.strip()} starts a pool; %ddp? lists all"
+        )
     if command not in SUBCOMMANDS:
-        raise UsageError(f"%ddp {command}: no such command; there are {', '.join(SUBCOMMANDS)}")
+        meant = _guess(command, SUBCOMMANDS, "%ddp ") or f"; there are {', '.join(SUBCOMMANDS)}"
+        raise UsageError(f"%ddp {command}: no such command{meant}")
     parser = _parser(f"%ddp {command}")
     if command in ("start", "restart"):
         _add_pool_options(parser)
@@ -83,8 +112,9 @@ def parse_command_line(line: str) -> CommandOptions:
         parser.add_argument("n", metavar="N")
     if command == "heal":
         parser.add_argument("--from", dest="source", metavar="RANK")
-    given = parser.parse_args(words[1:])
-    return CommandOptions(command, _pool_options(given), _source(getattr(given, "source", None)))
+    given = parser.understand(words[1:])
+    count = "%ddp resize" if command == "resize" else "-n"
+    return CommandOptions(command, _pool_options(given, count), _source(getattr(given, "source", None)))
 
 
 def _source(text: str | None) -> int | None:
@@ -103,13 +133,13 @@ def _add_pool_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", metavar="GPUS")
 
 
-def _count(text: str) -> int:
+def _count(text: str, option: str) -> int:
     try:
         n = int(text)
     except ValueError:
-        raise UsageError(f"-n {text}: not a number of ranks; write -n 4") from None
+        raise UsageError(f"{option} {text}: not a number of ranks; write {option} 4") from None
     if n < 1:
-        raise UsageError(f"-n {text}: a pool has at least one rank; write -n 1 or more")
+        raise UsageError(f"{option} {text}: a pool has at least one rank; write {option} 1 or more")
     return n
 
 
@@ -129,18 +159,20 @@ def _split(name: str, line: str) -> list[str]:
         raise UsageError(f"{name} {line}: {error}") from None
 
 
-def _parse(parser: argparse.ArgumentParser, line: str) -> argparse.Namespace:
+def _parse(parser: _Parser, line: str) -> argparse.Namespace:
     words = _split(parser.prog, line)
     for at, word in enumerate(words[:-1]):
         if word in ("-t", "--targets") and words[at + 1].startswith("-"):
             words[at : at + 2] = [f"--targets={words[at + 1]}"]  # `-t -2:` names ranks, and is no option
             break
-    return parser.parse_args(words)
+        if word in ("-t", "--targets") and words[at + 1].endswith(","):
+            raise UsageError(f"{parser.prog}: {word} takes ranks without spaces between, as in {word} 0,2")
+    return parser.understand(words)
 
 
-def _pool_options(given: argparse.Namespace) -> PoolOptions:
+def _pool_options(given: argparse.Namespace, count: str = "-n") -> PoolOptions:
     devices: tuple[int, ...] | None = None
     if getattr(given, "devices", None) is not None:
         devices = () if given.devices == "all" else parse_devices(given.devices)
     n = getattr(given, "n", None)
-    return PoolOptions(None if n is None else _count(n), getattr(given, "backend", None), devices)
+    return PoolOptions(None if n is None else _count(n, count), getattr(given, "backend", None), devices)

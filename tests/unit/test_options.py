@@ -47,3 +47,45 @@ def test_what_makes_no_sense_is_said_in_one_line(line: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_cell_line(line)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--chekc", "%%ddp: --chekc means nothing here; did you mean --check?"),
+        (
+            "--target 0",
+            "%%ddp: --target 0 means nothing here; did you mean --targets?",
+        ),
+        ("4", "%%ddp: 4 means nothing here; did you mean -n 4?"),
+        ("what is this", "%%ddp: what is this means nothing here; %%ddp? lists the options"),
+        ("-t 0, 2", "%%ddp: -t takes ranks without spaces between, as in -t 0,2"),
+    ],
+)
+def test_what_was_meant_by_a_cells_options(line: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_cell_line(line)
+    assert str(caught.value) == words
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("stauts", "%ddp stauts: no such command; did you mean %ddp status?"),
+        (
+            "-n 4",
+            "%ddp -n 4: a command is missing; %%ddp -n 4 runs the cell below it, "
+            "%ddp start -n 4 starts a pool; %ddp? lists all",
+        ),
+        ("help", "%ddp? lists the commands and their options"),
+        ("resize x", "%ddp resize x: not a number of ranks; write %ddp resize 4"),
+        ("resize 0", "%ddp resize 0: a pool has at least one rank; write %ddp resize 1 or more"),
+        ("resize", "%ddp resize: the following arguments are required: N; %ddp? lists the options"),
+        ("restart 2", "%ddp restart: 2 means nothing here; did you mean -n 2?"),
+    ],
+)
+def test_what_was_meant_by_a_command(line: str, words: str) -> None:
+    """The help that is named is there: IPython knows `%ddp?`, and no `%ddp resize?`."""
+    with pytest.raises(UsageError) as caught:
+        parse_command_line(line)
+    assert str(caught.value) == words
