@@ -112,7 +112,7 @@ class Watcher:
                 self._told = True
                 self._outbox.say_aside(m.RankStuck, for_s=now - self._since)
             else:
-                self._rest()
+                self._take_back()
 
     def note_line_of(self, frame: FrameType | None) -> tuple[int, str]:
         """The cell's line that this frame was called from is where the rank is now; and its code's name."""
@@ -122,10 +122,14 @@ class Watcher:
         return line, name
 
     def _rest(self) -> None:
+        self._take_back()
+        self._place = ()
+
+    def _take_back(self) -> None:
+        """It does not wait for others, or no more."""
         if self._told:
             self._told = False
             self._outbox.say_aside(m.RankStuck, for_s=0.0)
-        self._place = ()
 
     def forget(self) -> None:
         """Begin anew, after what was seen could not be made sense of."""
