@@ -69,6 +69,8 @@ class CellRecord:
         self._ended = 0
         self._lost: list[int] = []
         """Ranks that died in this cell, or are doomed since."""
+        self._freed: set[int] = set()
+        """Ranks that were taken out of a wait; for what, is known at the cell's end."""
         self.held_up = ""
         """What holds the cell up now, in one line."""
         self.announced: list[str] = []
@@ -172,6 +174,9 @@ class CellRecord:
         if message.doomed:
             self._lost.append(r.rank)
             r.note(doomed.note(r.rank, message.doomed))
+        if message.verdict == "interrupted" and message.group_broken:
+            self._freed.add(r.rank)
+            r.death = "freed from its wait" + _at_line(r)
         self._end(r, message.verdict)
 
     def _limit(self) -> str:
@@ -258,9 +263,18 @@ class CellRecord:
             self.version += 1
             r = self._ranks[rank]
             r.changed_at = self.version
-            line = f" (line {r.error.line})" if r.error and r.error.line and verdict == "interrupted" else ""
-            r.death = why + line
+            r.death = why + (_at_line(r) if verdict == "interrupted" else "")
+            self._freed.discard(rank)
             self._end(r, verdict)
+
+    def conclude(self) -> None:
+        """The cell has ended. Who was freed from a wait, and nobody has said why, was interrupted."""
+        self.hang("")
+        if self._freed:
+            with self._lock:
+                self._change_all()
+                while self._freed:
+                    self._ranks[self._freed.pop()].death = ""
 
     def end_hang(self, text: str) -> None:
         """The cell would have hung: this is why the ranks that it was interrupted on have no other end."""
@@ -353,3 +367,7 @@ def _grouped(pairs: Iterable[tuple[str, int]]) -> list[tuple[str, list[int]]]:
 def _rich(message: m.Display) -> Rich:
     """Raises ValueError or RecursionError for what is no JSON that can be read."""
     return Rich(json.loads(message.data), json.loads(message.metadata), message.display_id, message.result)
+
+
+def _at_line(r: RankRecord) -> str:
+    return f" (line {r.error.line})" if r.error and r.error.line else ""

@@ -222,7 +222,7 @@ class Cells:
             execution.record.end_hang(effect.hang)
         for warning in effect.warnings:
             execution.record.warn(warning)
-        execution.record.hang("")
+        execution.record.conclude()
         execution.finish()
 
     def end_all(self, why: str) -> None:

@@ -71,7 +71,7 @@ class Execution:
 
     def abandon(self, why: str) -> None:
         """Nothing more will be heard of it: it ends here on the ranks that it has not ended on."""
-        self.record.hang("")
+        self.record.conclude()
         for r in self.record:
             if r.verdict is None:
                 self.record.settle(r.rank, "unknown", why)

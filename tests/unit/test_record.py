@@ -50,6 +50,10 @@ class Ranks:
     def ends(self, rank: int, verdict: Any = "ok") -> m.CellFinished:
         return m.CellFinished(*self._from(rank), verdict, 0.25)
 
+    def is_freed(self, rank: int, line: int = 0) -> m.CellFinished:
+        error = m.CellError("KeyboardInterrupt", "", line, [])
+        return m.CellFinished(*self._from(rank), "interrupted", 0.5, group_broken=True, error=error)
+
     def fails(self, rank: int, ename: str, evalue: str = "", line: int = 0) -> m.CellFinished:
         error = m.CellError(ename, evalue, line, [f"{ename}: {evalue}"])
         return m.CellFinished(*self._from(rank), "error", 0.5, error=error)
@@ -234,6 +238,17 @@ def test_every_kind_of_end_has_words(record: CellRecord, ranks: Ranks) -> None:
         "%ddp heal replaces rank 0, the others keep their variables",
     }
     assert record[0].death == "killed by SIGKILL (line 3)"
+
+
+def test_a_rank_that_is_freed_from_a_wait(record: CellRecord, ranks: Ranks) -> None:
+    """For whom it waited is known at the cell's end; until then it is not said to have been interrupted."""
+    for rank in (0, 1):
+        record.fold(ranks.is_freed(rank, line=4))
+        assert record[rank].death == "freed from its wait (line 4)"
+    record.settle(0, "interrupted", "blocked by rank 2")
+    record.conclude()
+    assert record.failure_of(0) == "blocked by rank 2 (line 4)"
+    assert record.failure_of(1) == "interrupted (line 4)"
 
 
 def test_a_rank_that_still_runs_gave_no_answer(record: CellRecord, ranks: Ranks) -> None:
