@@ -24,15 +24,15 @@ def texts(output: nbformat.NotebookNode) -> list[str]:
     return str(output.data.get("text/plain", "")).splitlines()
 
 
-def show(cells: list[nbformat.NotebookNode]) -> None:
-    """Print the first line of each cell that ran on ranks, and what stands below it."""
-    for cell in cells:
-        if cell.cell_type != "code" or not cell.source.startswith(("%%ddp", "%%rank", "%ddp")):
-            continue
-        print(f"\n{cell.source.splitlines()[0]}")
-        for output in cell.outputs:
-            for line in texts(output):
-                print(f"    {line}")
+def show(cell: nbformat.NotebookNode, **_: object) -> None:
+    """Print the first lines of a cell that has run on ranks, and what stands below it."""
+    if cell.cell_type != "code" or not cell.source.startswith(("%%ddp", "%%rank", "%ddp")):
+        return
+    print("", *cell.source.splitlines()[:2], sep="\n")
+    for output in cell.outputs:
+        for line in texts(output):
+            print(f"    {line}")
+    sys.stdout.flush()
 
 
 def main(path: Path) -> int:
@@ -40,16 +40,16 @@ def main(path: Path) -> int:
     notebook = nbformat.read(path, as_version=4)
     executed = Path("out") / path.name
     executed.parent.mkdir(exist_ok=True)
-    print(f"running {path}")
+    print(f"running {path}", flush=True)
     failed = False
     try:
         where = {"metadata": {"path": str(path.parent)}}
-        NotebookClient(notebook, timeout=CELL_TIMEOUT_S, resources=where).execute()
+        client = NotebookClient(notebook, timeout=CELL_TIMEOUT_S, resources=where, on_cell_executed=show)
+        client.execute()
     except CellExecutionError:
         failed = True  # the cell's own outputs say why
     finally:
         nbformat.write(notebook, executed)
-    show(notebook.cells)
     print(f"\nexecuted notebook: {executed.resolve()}")
     return int(failed)
 
