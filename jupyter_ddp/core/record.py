@@ -267,22 +267,21 @@ class CellRecord:
             self._freed.discard(rank)
             self._end(r, verdict)
 
-    def conclude(self) -> None:
-        """The cell has ended. Who was freed from a wait, and nobody has said why, was interrupted."""
-        self.hang("")
-        if self._freed:
-            with self._lock:
-                self._change_all()
-                while self._freed:
-                    self._ranks[self._freed.pop()].death = ""
+    def conclude(self, hang: str = "") -> None:
+        """The cell has ended: nobody gives another reason. Who was freed from a wait was interrupted.
 
-    def end_hang(self, text: str) -> None:
-        """The cell would have hung: this is why the ranks that it was interrupted on have no other end."""
+        `hang`: why the ranks that it was interrupted on have no other end, where it would have hung.
+        """
+        self.hang("")
+        if not (self._freed or hang):
+            return
         with self._lock:
             self._change_all()
+            while self._freed:
+                self._ranks[self._freed.pop()].death = ""
             for r in self:
                 if r.verdict == "interrupted" and not r.death:
-                    r.death = text
+                    r.death = hang
 
     def hang(self, text: str) -> None:
         """The cell is held up: who waits for whom, in one line; "": it goes on."""

@@ -218,11 +218,9 @@ class Cells:
         for rank, reason in effect.reasons.items():
             if rank not in dead:
                 execution.record.settle(rank, effect.verdicts[rank], reason)
-        if effect.hang:
-            execution.record.end_hang(effect.hang)
         for warning in effect.warnings:
             execution.record.warn(warning)
-        execution.record.conclude()
+        execution.record.conclude(effect.hang)
         execution.finish()
 
     def end_all(self, why: str) -> None:

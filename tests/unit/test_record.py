@@ -251,6 +251,16 @@ def test_a_rank_that_is_freed_from_a_wait(record: CellRecord, ranks: Ranks) -> N
     assert record.failure_of(1) == "interrupted (line 4)"
 
 
+def test_a_cell_that_would_have_hung(record: CellRecord, ranks: Ranks) -> None:
+    """That is the reason of those that have no other."""
+    record.fold(ranks.is_freed(0, line=4))
+    record.fold(ranks.is_freed(1, line=5))
+    record.settle(1, "interrupted", "blocked by rank 2")
+    record.conclude("rank 2 has not come")
+    assert record.failure_of(0) == "rank 2 has not come"
+    assert record.failure_of(1) == "blocked by rank 2 (line 5)"
+
+
 def test_a_rank_that_still_runs_gave_no_answer(record: CellRecord, ranks: Ranks) -> None:
     """A summary made before the end names the ranks that have not answered."""
     record.fold(ranks.ends(0))
