@@ -43,7 +43,10 @@ def somebody_watches(asked: dict[str, Any]) -> bool:
 
 
 def _is_console(asked: dict[str, Any]) -> bool:
-    """It talks through jupyter_client, and of no cell: JupyterLab's requests and VS Code's name theirs."""
-    if "cellId" in (asked.get("metadata") or {}):
+    """It talks through jupyter_client, and of no cell: JupyterLab's requests and VS Code's name theirs.
+
+    It asks with jupyter_client's defaults; who asks in another way is another program.
+    """
+    if "cellId" in (asked.get("metadata") or {}) or not content(asked).get("stop_on_error", False):
         return False
     return _OF_JUPYTER_CLIENT.fullmatch(str((asked.get("header") or {}).get("msg_id", ""))) is not None

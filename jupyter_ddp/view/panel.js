@@ -20,13 +20,14 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-function sparkline(values, label) {
+// `full`: what at least fills its height, so that next to nothing looks like that.
+function sparkline(values, label, full = 1e-9) {
   const space = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(space, "svg");
   for (const [name, value] of Object.entries({ width: 60, height: 14, role: "img", "aria-label": label }))
     svg.setAttribute(name, value);
   if (values.length < 2) return svg;
-  const top = Math.max(...values, 1e-9);
+  const top = Math.max(...values, full);
   const line = document.createElementNS(space, "polyline");
   const step = 58 / (values.length - 1);
   line.setAttribute(
@@ -42,7 +43,7 @@ function cells(row) {
   const memory = element("td", { class: "jddp-number" }, row.memory);
   const use = element("td", { class: "jddp-number" }, row.use);
   if (row.memories.length > 1) memory.append(sparkline(row.memories, "memory lately"));
-  if (row.uses.length > 1) use.append(sparkline(row.uses, "use lately"));
+  if (row.uses.length > 1) use.append(sparkline(row.uses, "use lately", 1));
   return [
     element("th", { scope: "row" }, String(row.rank)),
     element("td", {}, row.node),
