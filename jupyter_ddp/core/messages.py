@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Raised whenever a message changes. A peer that speaks another version is refused."""
 
 NO_CELL = 0
@@ -22,14 +22,14 @@ Stream = Literal["stdout", "stderr"]
 Backend = Literal["nccl", "gloo"]
 
 
-class Message(Struct, frozen=True, tag=True, tag_field="type", forbid_unknown_fields=True):
+class Message(Struct, frozen=True, tag=True, array_like=True, forbid_unknown_fields=True):
     """Base of every message. The tag is the class name."""
 
 
 # --- what a rank is told ------------------------------------------------------------------------
 
 
-class WorkerPlace(Struct, frozen=True, forbid_unknown_fields=True):
+class WorkerPlace(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Where one rank stands in the pool: torchrun's numbers, and its device ("cpu", "cuda:1")."""
 
     rank: int
@@ -41,7 +41,7 @@ class WorkerPlace(Struct, frozen=True, forbid_unknown_fields=True):
     device: str
 
 
-class Surroundings(Struct, frozen=True, forbid_unknown_fields=True):
+class Surroundings(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What the notebook kernel has at the moment the pool starts, and its ranks get."""
 
     environ: dict[str, str]
@@ -160,7 +160,7 @@ KernelToNode = StartRanks | Tell | SignalRanks | WatchUsage
 # --- what a node agent says ---------------------------------------------------------------------
 
 
-class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
+class Gpu(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A physical GPU, as the driver's management library lists it."""
 
     index: int
@@ -243,7 +243,7 @@ class FdOutput(Message, frozen=True):
     data: bytes
 
 
-class RankUsage(Struct, frozen=True, forbid_unknown_fields=True):
+class RankUsage(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What one rank's process uses, and where it is.
 
     `memory_bytes`: its share of main memory (PSS: what ranks share is divided among them). `cpu`: cores
@@ -340,7 +340,7 @@ class Notice(FromRank, frozen=True):
     withdrawn: bool = False
 
 
-class CellError(Struct, frozen=True, forbid_unknown_fields=True):
+class CellError(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """An exception that ended a cell on a rank. `line` is the notebook cell's line, 0 if unknown."""
 
     ename: str
@@ -349,7 +349,7 @@ class CellError(Struct, frozen=True, forbid_unknown_fields=True):
     traceback: list[str]
 
 
-class GroupCount(Struct, frozen=True, forbid_unknown_fields=True):
+class GroupCount(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """How many collectives of a group a rank has entered, at little cost: not to be relied on alone.
 
     `members` are global ranks, ascending; empty for the whole world.
@@ -384,7 +384,7 @@ class GoodEnds(Message, frozen=True):
     ends: tuple[CellFinished, ...]
 
 
-class Call(Struct, frozen=True, forbid_unknown_fields=True):
+class Call(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A collective that a rank has entered. `number` counts a group's collectives from 1.
 
     `line` is the notebook cell's (0: none), `place` the innermost of the user's own ("data.py:31").
@@ -399,7 +399,7 @@ class Call(Struct, frozen=True, forbid_unknown_fields=True):
     """Made by a thread that the user has started."""
 
 
-class GroupState(Struct, frozen=True, forbid_unknown_fields=True):
+class GroupState(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A process group as one of its members has it, from torch's flight recorder.
 
     `members` as in GroupCount; `entered` is the last collective's number, -1 where that is not known;
@@ -439,7 +439,7 @@ class RankStuck(FromRank, frozen=True):
     for_s: float
 
 
-class NotCopied(Struct, frozen=True, forbid_unknown_fields=True):
+class NotCopied(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A variable that a new rank did not get as it was, and why.
 
     `shards`: it is spread over the ranks, so that the dead one's part is lost.

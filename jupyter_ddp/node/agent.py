@@ -138,6 +138,12 @@ class Agent:
     def _attend(self, timeout_s: float | None, but: int = -1) -> None:
         """Wait for something to happen, on any descriptor `but` this one, and act on it."""
         happened = self._epoll.poll(timeout_s, _MAX_EVENTS)
+        if len(happened) == 1 and but < 0:  # as mostly while a short cell ends on one rank after the other
+            self._more_came = False
+            self._rounds += 1
+            fd, events = happened[0]
+            self._watched[fd][1](events)
+            return
         ready = [(fd, events, self._watched[fd]) for fd, events in happened if fd != but]
         self._more_came = len(ready) > 1
         self._rounds += 1
@@ -255,20 +261,21 @@ class Agent:
         frame = codec.encode(command)
         if isinstance(command, m.RunCell) and self._more_came:
             self._attend(0, but=self._kernel.fileno())  # what is late belongs to the cell before
-        for rank in order.ranks:
-            process = self._ranks.get(rank)
-            if process is None:
-                continue
-            if isinstance(command, m.BreakGroup):
-                process.tell_control(frame)  # at once; in its place among the other commands it comes below
-            if isinstance(command, m.Look):
+        told = [self._ranks[rank] for rank in order.ranks if rank in self._ranks]
+        match command:
+            case m.RunCell():
+                for process in told:
+                    process.cell = command.cell
+                self._busy.update(told)
+            case m.BreakGroup():
+                for process in told:
+                    process.tell_control(frame)  # at once; in its place among the other commands it comes below
+            case m.Look():
                 self._has_duties = True
-                if (unseen := self._looks.ask(process, command)) is not None:
-                    self._say(unseen)
-                continue
-            if isinstance(command, m.RunCell):
-                process.cell = command.cell
-                self._busy.add(process)
+                unseen = [self._looks.ask(process, command) for process in told]
+                self._say_all(one for one in unseen if one is not None)
+                return
+        for process in told:
             if not process.tell(frame):
                 self._watch_rank(process)
 

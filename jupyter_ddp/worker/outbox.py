@@ -127,9 +127,7 @@ class Outbox:
                 m.Output,
                 journal.generation,
                 journal.cell,
-                stream=journal.stream,
-                offset=journal.offset,
-                data=data,
+                {"stream": journal.stream, "offset": journal.offset, "data": data},
             )
             journal.mark_sent()
         self._last_flush = now
@@ -144,7 +142,7 @@ class Outbox:
     def _say(self, kind: type[m.FromRank], fields: dict[str, Any]) -> None:
         if self._journal.has_waiting:
             self._send_waiting(time.monotonic())
-        self._send_as(kind, self.generation, self.cell, **fields)
+        self._send_as(kind, self.generation, self.cell, fields)
 
     def say_aside(self, kind: type[m.FromRank], **fields: Any) -> None:
         """Send a message that is no part of any cell's record: it takes no number."""
@@ -157,15 +155,15 @@ class Outbox:
         seq = self._seq
         self._seq = max(0, seq - 1)
         try:
-            self._send_as(kind, self.generation, self.cell, **fields)
+            self._send_as(kind, self.generation, self.cell, fields)
         finally:
             self._seq = seq
 
     def _send(self, kind: type[m.FromRank], **fields: Any) -> None:
-        self._send_as(kind, self.generation, self.cell, **fields)
+        self._send_as(kind, self.generation, self.cell, fields)
 
-    def _send_as(self, kind: type[m.FromRank], generation: int, cell: int, **fields: Any) -> None:
-        message = kind(rank=self.rank, generation=generation, cell=cell, seq=self._seq, **fields)
+    def _send_as(self, kind: type[m.FromRank], generation: int, cell: int, fields: dict[str, Any]) -> None:
+        message = kind(self.rank, generation, cell, self._seq, **fields)
         try:
             self._link.sendall(codec.encode(message))
         except ConnectionError:

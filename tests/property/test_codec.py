@@ -106,9 +106,13 @@ def test_a_damaged_message_is_a_message_or_corrupt(message: m.Message, data: st.
 def test_a_length_in_a_body_reserves_no_memory(marker: bytes, decoder: Any) -> None:
     """An array, map, text or binary that claims four billion items costs no more than what arrived."""
     pack = msgspec.msgpack.encode
-    fields = [("StartRanks", "places"), ("RunCell", "members"), ("Output", "data"), ("Notice", "text")]
-    for tag, field in fields:
-        body = b"\x82" + pack("type") + pack(tag) + pack(field) + marker + b"\xff\xff\xff\xf0" + b"\x01" * 16
+    fields = [(m.StartRanks, "places"), (m.RunCell, "members"), (m.Output, "data"), (m.Notice, "text")]
+    before: dict[str, object] = {"source": "", "awaits": False, "shows": False, "stream": "stdout"}
+    for kind, field in fields:
+        names = kind.__struct_fields__
+        items = [kind.__name__, *(before.get(name, 1) for name in names[: names.index(field)])]
+        head = bytes([0x90 + len(items) + 1]) + b"".join(map(pack, items))
+        body = head + marker + b"\xff\xff\xff\xf0" + b"\x01" * 16
         tracemalloc.start()
         try:
             with contextlib.suppress(codec.CorruptStream):

@@ -37,6 +37,11 @@ KINDS: tuple[type[m.Message], ...] = tuple(
 pack = msgspec.msgpack.encode
 
 
+def pack_array_head(length: int) -> bytes:
+    """What MessagePack begins an array of so many items with."""
+    return b"\xdc" + struct.pack(">H", length)
+
+
 class Mint:
     """Makes frames: good ones, and ones that are wrong in some way."""
 
@@ -135,25 +140,32 @@ class Mint:
         return bytes(flipped)
 
     def _with_wrong_field(self) -> bytes:
-        fields = msgspec.to_builtins(self._message(), builtin_types=(bytes,))
-        fields[self._random.choice([*fields, "unknown"])] = self._anything(2)
+        """In the place of one that is right, or behind the last."""
+        fields = list(msgspec.to_builtins(self._message(), builtin_types=(bytes,)))
+        at = self._random.randrange(len(fields) + 1)
+        fields[at : at + 1] = [self._anything(2)]
         return pack(fields)
 
     def _with_huge_length(self) -> bytes:
         """An array, map, text, binary or extension that claims to go on for four billion items."""
-        kind = self._random.choice(self._kinds)
-        name = self._random.choice([*kind.__struct_fields__, "type"])
+        before, n_fields = self._begin()
         marker = self._random.choice([b"\xdd", b"\xdf", b"\xdb", b"\xc6", b"\xc9"])
         claim = struct.pack(">I", self._random.choice([2**32 - 1, 2**31, 2**24]))
         tail = self._random.randbytes(8)
-        return b"\x82" + pack("type") + pack(kind.__name__) + pack(name) + marker + claim + tail
+        return pack_array_head(n_fields) + before + marker + claim + tail
+
+    def _begin(self) -> tuple[bytes, int]:
+        """Some fields of a message as they are on the wire, its tag first, and how many a message has."""
+        fields = list(msgspec.to_builtins(self._message(), builtin_types=(bytes,)))
+        n_first = self._random.randrange(len(fields) + 1)
+        return b"".join(map(pack, fields[:n_first])), len(fields)
 
     def _nested(self) -> bytes:
         """Arrays or maps in one another, deeper than any stack of ours."""
         depth = self._random.choice([10, 100, 2000])
         opening = self._random.choice([b"\x91", b"\x81\xa1k", b"\x81\xa4type"])
-        kind = self._random.choice(self._kinds)
-        return b"\x82" + pack("type") + pack(kind.__name__) + pack("unknown") + opening * depth + b"\xc0"
+        before, n_fields = self._begin()
+        return pack_array_head(n_fields) + before + opening * depth + b"\xc0"
 
 
 def _resident_bytes() -> int:
