@@ -169,8 +169,13 @@ class Lookout:
         self.hang_text = text
         return [HangSeen(cell, text)]
 
+    @property
+    def hang(self) -> str:
+        """Who waits for whom, where a hang goes on and the user was told so; else ""."""
+        return self.hang_text if self._stuck else ""
+
     def hang_deadline(self, timeout_s: float) -> float | None:
         """When a hang has lasted this long; None while there is none."""
-        if not (timeout_s and self.hang_text and self._stuck):
+        if not (timeout_s and self.hang):
             return None
         return min(self._stuck.values()) + timeout_s

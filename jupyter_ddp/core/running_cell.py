@@ -157,13 +157,16 @@ class RunningCell:
 
     def interrupt(self, now: float) -> list[Effect]:
         """The user asks (again) to interrupt it."""
+        first = not self._ladder.presses
         signalled = self._ladder.press(now)
         if not self.waiting:  # it has ended, but for a look at how
             self._be_over()
             return []
         effects: list[Effect] = []
+        if first and (hang := self._lookout.hang):  # of which nothing else is left when the ranks are freed
+            effects.append(Announced(f"before the interrupt: {hang}", self.cell))
         if signalled:
-            effects = [signal_ranks(self.waiting, signal.SIGINT)]
+            effects += [signal_ranks(self.waiting, signal.SIGINT)]
             effects += self._lookout.look(Purpose.INTERRUPT, self._members.alive, now)
         return [*effects, *self._climb(now)]
 

@@ -268,8 +268,8 @@ class Agent:
                     process.cell = command.cell
                 self._busy.update(told)
             case m.BreakGroup():
-                for process in told:
-                    process.tell_control(frame)  # at once; in its place among the other commands it comes below
+                for process in told:  # at once; in its place among the other commands it comes below
+                    process.tell_control(frame)
             case m.Look():
                 self._has_duties = True
                 unseen = [self._looks.ask(process, command) for process in told]

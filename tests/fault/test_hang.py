@@ -38,7 +38,7 @@ def test_one_rank_sleeps(pools: Pools, promised: Stopwatch) -> None:
 
 
 def test_a_stopped_rank_a_receive_and_a_group_that_not_all_form(pools: Pools) -> None:
-    """Each is explained while it lasts, and freed by an interrupt with all variables kept."""
+    """Each is explained while it lasts and after the interrupt that frees it, with all variables kept."""
     cluster = pools.of(2)
     cluster.run("kept = rank")
     for source, words in (
@@ -52,9 +52,10 @@ def test_a_stopped_rank_a_receive_and_a_group_that_not_all_form(pools: Pools) ->
         cell.until("on")
         eventually(lambda: hang_of(cell), 20)  # noqa: B023 - it is used up in this round
         assert hang_of(cell).startswith(words)
-        assert "has ended the cell" in hang_of(cell)
+        explained = hang_of(cell)
+        assert "has ended the cell" in explained
         cluster.interrupt()
-        cell.end()
+        assert f"before the interrupt: {explained}" in cell.end().snapshot().announced
         cluster.run(f"{REDUCE}; assert kept == rank")
 
 

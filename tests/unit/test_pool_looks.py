@@ -38,6 +38,10 @@ def sees(desk: Desk, rank: int, entered: int, **fields: Any) -> list[ev.Effect]:
     return desk.handle(m.RankSeen(rank, 1, desk.cells, 0, look, groups=(state,), **fields))
 
 
+def announcements(effects: list[ev.Effect]) -> list[str]:
+    return [e.text for e in effects if isinstance(e, ev.Announced)]
+
+
 def stuck(desk: Desk, rank: int, for_s: float = 10.0) -> list[ev.Effect]:
     return desk.handle(m.RankStuck(rank, 1, desk.cells, 0, for_s))
 
@@ -99,6 +103,20 @@ def test_a_hang_is_told_and_taken_back(two: Desk) -> None:
     assert hang(two) == [ev.HangSeen(1, HANG)]
     assert two.after(86400) == []
     assert stuck(two, 0, 0.0) == [ev.HangSeen(1, "")]
+
+
+def test_an_interrupt_keeps_the_hangs_explanation(two: Desk) -> None:
+    """Said once: the notice goes with the hang, and what the user was told is in the cell."""
+    hang(two)
+    assert two.interrupt()[0] == ev.Announced(f"before the interrupt: {HANG}", 1)
+    assert not any(HANG in text for text in announcements(two.interrupt()))
+
+
+def test_an_interrupt_says_nothing_of_a_hang_that_is_over(two: Desk) -> None:
+    """The rank went on by itself before."""
+    hang(two)
+    stuck(two, 0, 0.0)
+    assert not announcements(two.interrupt())
 
 
 def test_several_stuck_ranks_cause_one_look(two: Desk) -> None:
