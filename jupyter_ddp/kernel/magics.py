@@ -107,6 +107,8 @@ class DDPMagics(Magics):
         targets, _, rest = self._expanded(line).strip().partition(" ")
         if not targets or targets.startswith("-"):
             raise UsageError("%%rank: name the ranks, as in %%rank 0 or %%rank [0-2]")
+        if rest and not rest.lstrip().startswith("-"):
+            raise UsageError(f"%%rank {line.strip()}: write the ranks as one word, as in %%rank 0,2-3")
         self._run(f"-t {targets} {rest}", cell)
 
     @line_cell_magic

@@ -82,6 +82,11 @@ def test_bad_commands(kernel: NotebookKernel, command: str) -> None:
     assert cell.text == cell.error
 
 
+def test_ranks_as_several_words(kernel: NotebookKernel) -> None:
+    """`%%rank 0 1` is answered with how it is written."""
+    assert kernel.bad("%%rank 0 1\nran = True").error.endswith("as in %%rank 0,2-3")
+
+
 @pytest.mark.parametrize(
     ("code", "line"),
     [
