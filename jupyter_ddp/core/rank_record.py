@@ -6,6 +6,7 @@ Owns no output: text is in the cell's log. The cell's record changes these; a vi
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 from msgspec import Struct
 
@@ -40,7 +41,7 @@ class RankRecord:
 
     # Slots: a cell on many ranks makes many of these, and lets go of as many.
     __slots__ = (
-        "_lock", "_log", "_next_seq", "changed_at", "death", "duration_s", "ended_after", "error",
+        "_lock", "_log", "_next_seq", "changed_at", "death", "duration_s", "error",
         "lost_messages", "notices", "rank", "transcript", "value", "verdict",
     )  # fmt: skip
 
@@ -54,8 +55,6 @@ class RankRecord:
         """Seconds that the cell ran on the rank, by the rank's own monotonic clock."""
         self.death: str = ""
         """Why the rank's process ended ("killed by SIGKILL"), when it ended in this cell."""
-        self.ended_after = 0
-        """How many ranks had ended when this one did: the first to fail is the likeliest cause."""
         self.notices: list[str] = []
         self.changed_at = 0
         """The record's version when this rank's part last changed."""
@@ -117,10 +116,23 @@ class RankSnapshot(Struct, frozen=True):
     notices: tuple[str, ...]
 
 
-def causes_first(r: RankRecord) -> tuple[int, int]:
-    """A death explains the others' exceptions, and who was interrupted explains nothing."""
-    order: list[Verdict | None] = ["died", "error", "unknown", "interrupted", "not-run", None]
-    return order.index(r.verdict), r.ended_after
+_CAUSES_FIRST: list[Verdict | None] = ["died", "error", "unknown", "interrupted", "not-run", None]
+_AT_ONCE_S = 1.0
+
+
+def causes_first(failed: Iterable[RankRecord]) -> list[RankRecord]:
+    """A death explains the others' exceptions, an exception those that come later, and who was interrupted
+    explains nothing. What comes within a second of the one before came at once, in the order of ranks: what
+    is saved of a cell must be the same in its next run.
+    """
+    ordered = sorted(failed, key=lambda r: (_CAUSES_FIRST.index(r.verdict), r.duration_s or 0.0))
+    last, wave, waves = 0.0, 0, {}
+    for r in ordered:
+        after_s = r.duration_s or 0.0
+        wave += after_s > last + _AT_ONCE_S
+        last = after_s
+        waves[r.rank] = wave
+    return sorted(ordered, key=lambda r: (_CAUSES_FIRST.index(r.verdict), waves[r.rank], r.rank))
 
 
 def snapshot_of(r: RankRecord) -> RankSnapshot:

@@ -66,7 +66,6 @@ class CellRecord:
         self.log = CellLog(open_file, quota_bytes)
         self._quota_bytes = quota_bytes
         self._ranks = {rank: RankRecord(rank, self.log, self._lock) for rank in sorted(ranks)}
-        self._ended = 0
         self._lost: list[int] = []
         """Ranks that died in this cell, or are doomed since."""
         self._freed: set[int] = set()
@@ -119,7 +118,7 @@ class CellRecord:
 
     def summary(self) -> str:
         """The cause of a cell's failure in one line, the first cause first."""
-        failed = sorted((r for r in self if r.verdict != "ok"), key=causes_first)
+        failed = causes_first(r for r in self if r.verdict != "ok")
         groups = _grouped((failure_words(r), r.rank) for r in failed)
         causes = [f"{named(ranks, '-')}: {words}" for words, ranks in groups[:MAX_CAUSES]]
         if rest := [rank for _, ranks in groups[MAX_CAUSES:] for rank in ranks]:
@@ -311,9 +310,6 @@ class CellRecord:
             r.changed_at = self.version
 
     def _end(self, r: RankRecord, verdict: Verdict) -> None:
-        if r.verdict is None:
-            r.ended_after = self._ended
-            self._ended += 1
         r.verdict = verdict
         r.transcript.finish()
 

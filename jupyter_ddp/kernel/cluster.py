@@ -320,6 +320,11 @@ class Cluster:
         """ "stopped", "starting", "ready", "running", "forming" or "stopping"."""
         return self._pool.phase.value
 
+    @property
+    def last_cell(self) -> int:
+        """The number of the last cell, counted from 1; 0 before the first."""
+        return self._cells.last
+
     def announcements(self) -> list[str]:
         """What the pool had to say outside any cell, since the last call."""
         said: list[str] = []

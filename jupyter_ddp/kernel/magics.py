@@ -15,6 +15,7 @@ from traitlets import Enum, Float, Int, observe
 from jupyter_ddp.core.errors import PoolError, UsageError
 from jupyter_ddp.core.log import QUOTA_BYTES
 from jupyter_ddp.core.record import CellRecord
+from jupyter_ddp.core.topology import MAX_WORLD_SIZE, parse_targets
 from jupyter_ddp.kernel.cluster import Cluster
 from jupyter_ddp.kernel.display import CellDisplay, StartDisplay
 from jupyter_ddp.kernel.front_end import content, is_terminal, somebody_watches
@@ -198,6 +199,8 @@ class DDPMagics(Magics):
     def _ensure_pool(self, options: CellOptions) -> None:
         cluster, n = self.cluster, options.pool.n
         if not cluster.running:
+            if options.targets is not None:  # what makes no sense starts nothing
+                parse_targets(options.targets, n or MAX_WORLD_SIZE)
             self._bring_up(cluster.start, options.pool)
         elif n is not None and n != cluster.world_size:
             check_world_size(n, cluster.world_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import keyword
 import shlex
 from collections.abc import Sequence
 from functools import lru_cache
@@ -85,8 +86,8 @@ def parse_cell_line(line: str) -> CellOptions:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--timeout", metavar="SECONDS")
     given = _parse(parser, line)
-    if given.output is not None and not given.output.isidentifier():
-        raise UsageError(f"-o {given.output}: not a name that a variable can have")
+    if (name := given.output) is not None and (not name.isidentifier() or keyword.iskeyword(name)):
+        raise UsageError(f"-o {name}: not a name that a variable can have")
     timeout_s = None if given.timeout is None else _seconds(given.timeout)
     return CellOptions(_pool_options(given), given.targets, given.output, given.check, timeout_s)
 

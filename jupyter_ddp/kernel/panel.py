@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,8 @@ class Watched(Protocol):
     def backend(self) -> str: ...
     @property
     def phase(self) -> str: ...
+    @property
+    def last_cell(self) -> int: ...
     def status(self) -> list[Any]: ...
     def watch_usage(self, interval_s: float) -> None: ...
     def interrupt(self) -> None: ...
@@ -81,6 +84,8 @@ class Feed:
         self._cluster = cluster
         self._panels: deque[Panel] = deque()
         self._answer = _answer()
+        self._holds: Callable[[], bool] = lambda: True
+        """Whether it is no old news yet."""
         self._changed = threading.Condition()
         self._stale = self._closing = False
         self._thread: threading.Thread | None = None
@@ -107,7 +112,7 @@ class Feed:
     def state(self) -> dict[str, Any]:
         cluster = self._cluster
         state = panel_state(cluster.status(), cluster.backend, cluster.phase)
-        return state | {"answer": self._answer, "beat": int(time.monotonic() / BEAT_S)}
+        return state | {"answer": self._current_answer(), "beat": int(time.monotonic() / BEAT_S)}
 
     def table(self) -> dict[str, str]:
         """The same as a table, as a MIME bundle."""
@@ -174,7 +179,8 @@ class Feed:
             return
         words, do = doing
         if command == "interrupt":
-            self._say(self._outcome(do), "", ask)
+            holds = _as_long_as(self._cell_and_phase)  # first: when it has been sent, the cell may have ended
+            self._say(self._outcome(do), "", ask, holds)
         elif not self._acting.acquire(blocking=False):
             self._say("another button's work is not done yet; wait for it", "", ask)
         else:
@@ -198,9 +204,21 @@ class Feed:
         except DDPError as error:
             return str(error)
 
-    def _say(self, text: str, busy: str, ask: str) -> None:
+    def _say(self, text: str, busy: str, ask: str, holds: Callable[[], bool] | None = None) -> None:
+        self._holds = holds or _as_long_as(self._cell_and_processes)
         self._answer = _answer(text, busy, ask)
         self.refresh()
+
+    def _current_answer(self) -> dict[str, Any]:
+        """Without words that hold no more; who asked still learns that there was an answer."""
+        answer = self._answer
+        return answer if answer["busy"] or self._holds() else _answer(ask=answer["ask"])
+
+    def _cell_and_phase(self) -> Hashable:
+        return self._cluster.last_cell, self._cluster.phase
+
+    def _cell_and_processes(self) -> Hashable:
+        return self._cluster.last_cell, tuple(rank.pid for rank in self._cluster.status())
 
     def _interrupt(self) -> str:
         self._cluster.interrupt()
@@ -223,3 +241,9 @@ class Feed:
 def _answer(text: str = "", busy: str = "", ask: str = "") -> dict[str, Any]:
     """What is said below the table: of what was asked for last, or (`busy`) what is being done for it."""
     return {"text": text, "busy": busy, "ask": ask}
+
+
+def _as_long_as(what: Callable[[], Hashable]) -> Callable[[], bool]:
+    """True until `what` gives something else than now."""
+    then = what()
+    return lambda: what() == then

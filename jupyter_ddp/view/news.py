@@ -17,7 +17,8 @@ before it; it says which ranks there are.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jupyter_ddp.core.healing import what_survives
@@ -26,7 +27,7 @@ from jupyter_ddp.core.record import CellRecord, Snapshot
 from jupyter_ddp.core.topology import named
 from jupyter_ddp.core.transcript import NewRich, News, NewText, Position
 from jupyter_ddp.view import wording
-from jupyter_ddp.view.alike import Shown, partition
+from jupyter_ddp.view.alike import Folding, Shown
 from jupyter_ddp.view.ansi import strip
 from jupyter_ddp.view.blocks import traceback
 from jupyter_ddp.view.grouping import Group
@@ -53,13 +54,15 @@ Json = dict[str, Any]
 class NewsReader:
     """Reads one record for one audience, and remembers how far it came."""
 
-    def __init__(self, record: CellRecord) -> None:
-        self._record = record
+    def __init__(self, record: CellRecord, clock: Callable[[], float] = time.monotonic) -> None:
+        self._record, self._clock = record, clock
+        self._folding = Folding()
         self._positions = {rank: Position() for rank in record.ranks}
         self._seen = dict.fromkeys(record.ranks, 0)
         self._turn = 0  # the rank that was not told of last time, though it had news
         self._owed: dict[tuple[int, int], NewRich] = {}
         self._last: Json = {}
+        self._restate = False
         self._ends: dict[int, list[Any]] = {}
         self._messages = 0
         self.watched: set[int] = set()
@@ -109,7 +112,9 @@ class NewsReader:
                         message.leave_out(r.rank, piece)
                     drawn_bytes -= max(0, used)
         told = {"n": self._messages, "whole": True, "ranks": spans([r.rank for r in ranks])}
-        return told | self._standing() | message.entries()
+        standing = self._standing()
+        self._restate = standing != self._last  # who is not told the whole has to learn it too
+        return told | standing | message.entries()
 
     # -- one rank's turn -------------------------------------------------------------------------
 
@@ -147,8 +152,9 @@ class NewsReader:
     # -- what concerns all -----------------------------------------------------------------------
 
     def _changes(self, changed: list[RankRecord]) -> Json:
-        if not changed:
+        if not (changed or self._restate or self._folding.is_due(self._clock())):
             return {}
+        self._restate = False
         now = self._standing()
         new = {name: value for name, value in now.items() if self._last.get(name) != value}
         self._last = now
@@ -158,7 +164,7 @@ class NewsReader:
         states: dict[str, list[int]] = {}
         for r in self._record:
             states.setdefault(r.verdict or "running", []).append(r.rank)
-        groups = partition(_shown(r) for r in self._record)
+        groups = self._folding.groups(map(_shown, self._record), self._clock())
         return {
             "states": {state: spans(ranks) for state, ranks in states.items()},
             "groups": [spans(group) for group in groups],
@@ -258,7 +264,7 @@ def _shown(r: RankRecord) -> Shown:
     failed, error = r.verdict in _FAILED, r.own_error
     why = error and (error.ename, error.evalue, error.line, tuple(error.traceback))
     failure = (r.verdict, why, r.death) if failed else None
-    return Shown(r.rank, r.transcript.trail, failure, bool(r.transcript) or failed)
+    return Shown(r.rank, r.transcript.trail, failure, bool(r.transcript) or failed, r.verdict is not None)
 
 
 def _end(r: RankRecord) -> list[Any] | None:

@@ -43,6 +43,7 @@ def _pool_untouched(kernel: NotebookKernel) -> Iterator[None]:
         ("-t x", "::2"),
         ("-t ''", "-t"),
         ("-o 2x", "2x"),
+        ("-o for", "for"),
         ("--backend mpi", "gloo"),
         ("--backend nccl", "nccl"),
         ("--devices a", "--devices"),
@@ -151,6 +152,8 @@ def test_before_a_start_without_a_pool(kernel: NotebookKernel, fresh: Callable[.
         "%%ddp -n 1000\n1",
         "%%ddp -n 2 --oops\n1",
         "%%ddp -n 2\n1 +",
+        "%%ddp -n 3 -t 7\n1",
+        "%%ddp -t x\n1",
         "%%ddp -n 2\n",
     ):
         other.bad(code)

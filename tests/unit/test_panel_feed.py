@@ -10,6 +10,7 @@ import pytest
 
 from jupyter_ddp.core.errors import PoolError
 from jupyter_ddp.kernel.panel import Feed, Panel
+from jupyter_ddp.kernel.roster import RankStatus
 from jupyter_ddp.view.panel import CLOSED
 
 TIMEOUT_S = 10.0
@@ -21,12 +22,14 @@ class FakeCluster:
     backend, phase = "gloo", "ready"
 
     def __init__(self) -> None:
+        self.last_cell = 0
+        self.pids: list[int] = []
         self.asked: list[str] = []
         self.may_stop = threading.Event()
         self.refusal = ""
 
     def status(self) -> list[Any]:
-        return []
+        return [RankStatus(rank, pid, "cpu", "idle") for rank, pid in enumerate(self.pids)]
 
     def watch_usage(self, interval_s: float) -> None:
         self.asked.append(f"watch {interval_s:g}")
@@ -131,6 +134,27 @@ def test_a_new_panel_begins_without_old_news(feed: Feed) -> None:
     screen.wait(text="rank 0 is idle")
     assert feed.open().state["answer"]["text"] == ""
     screen.wait(text="")
+
+
+def test_an_answer_goes_when_it_is_old_news(feed: Feed, cluster: FakeCluster) -> None:
+    """With the next cell and with other processes; of an interrupt, also when its cell has ended."""
+    cluster.last_cell, cluster.phase, cluster.pids = 1, "running", [7, 8]
+    screen = Screen(feed.open())
+    feed.act("interrupt", "a 1")
+    screen.wait(text="interrupt sent; press again to go one step further")
+    cluster.phase = "ready"
+    feed.refresh()
+    screen.wait(text="", ask="a 1")
+    for change, phase in (({"last_cell": 2}, "running"), ({"pids": [7, 9]}, "ready")):
+        feed.act("where", f"a {change}")
+        screen.wait(text="rank 0 is idle")
+        cluster.phase = phase  # what the ranks did may still be read when they have gone on
+        feed.refresh()
+        screen.wait_for(lambda state: phase in state["title"])  # noqa: B023 - it is used up in this round
+        screen.wait(text="rank 0 is idle", ask=f"a {change}")
+        vars(cluster).update(change)
+        feed.refresh()
+        screen.wait(text="", ask=f"a {change}")
 
 
 def test_a_panel_that_cannot_be_told_does_not_end_the_others(feed: Feed) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 from typing import Any, NoReturn
 
@@ -54,9 +55,11 @@ class Ranks:
         error = m.CellError("KeyboardInterrupt", "", line, [])
         return m.CellFinished(*self._from(rank), "interrupted", 0.5, group_broken=True, error=error)
 
-    def fails(self, rank: int, ename: str, evalue: str = "", line: int = 0) -> m.CellFinished:
+    def fails(
+        self, rank: int, ename: str, evalue: str = "", line: int = 0, after_s: float = 0.5
+    ) -> m.CellFinished:
         error = m.CellError(ename, evalue, line, [f"{ename}: {evalue}"])
-        return m.CellFinished(*self._from(rank), "error", 0.5, error=error)
+        return m.CellFinished(*self._from(rank), "error", after_s, error=error)
 
 
 def died(rank: int, status: int = 9, line: int = 0) -> m.WorkerExited:
@@ -268,12 +271,25 @@ def test_a_rank_that_still_runs_gave_no_answer(record: CellRecord, ranks: Ranks)
 
 
 def test_the_first_cause_comes_first(record: CellRecord, ranks: Ranks) -> None:
-    """The rank that failed first leads the line, also when its rank is not the lowest."""
-    record.fold(ranks.fails(2, "ZeroDivisionError", "division by zero"))
-    record.fold(ranks.fails(0, "RuntimeError", "Connection closed by peer"))
+    """The rank that failed first leads the line, also when its rank is not the lowest, and is heard last."""
+    record.fold(ranks.fails(0, "RuntimeError", "Connection closed by peer", after_s=5.1))
+    record.fold(ranks.fails(2, "ZeroDivisionError", "division by zero", after_s=0.1))
     record.fold(ranks.ends(1))
     record.fold(ranks.ends(3))
-    assert record.summary().startswith("rank 2: ZeroDivisionError")
+    assert record.summary() == (
+        "rank 2: ZeroDivisionError: division by zero; rank 0: RuntimeError: Connection closed by peer"
+    )
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations((0, 1, 3))))
+def test_causes_at_once_are_in_the_order_of_ranks(
+    record: CellRecord, ranks: Ranks, order: tuple[int, ...]
+) -> None:
+    """Which of them was first is chance, and a saved notebook must not tell runs apart by it."""
+    for at, rank in enumerate(order):
+        record.fold(ranks.fails(rank, f"Error{rank}", after_s=2 + at * 0.3))
+    record.fold(ranks.fails(2, "Late", after_s=3.7))
+    assert record.summary() == "rank 0: Error0; rank 1: Error1; rank 3: Error3; rank 2 failed too"
 
 
 def test_a_death_comes_before_the_errors_it_caused(record: CellRecord, ranks: Ranks) -> None:

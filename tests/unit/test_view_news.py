@@ -10,6 +10,7 @@ import pytest
 
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.record import CellRecord
+from jupyter_ddp.view.alike import BEHIND_S
 from jupyter_ddp.view.news import MIN_SHARE, NewsReader, size_bytes, spans
 
 ROOM = 1_000_000
@@ -165,6 +166,70 @@ def test_a_failure_is_told_with_its_traceback_once() -> None:
     assert message["states"] == {"error": [0, 1], "interrupted": [2, 2]}
     assert message["groups"] == [[0, 1], [2, 2]]
     assert reader.read(ROOM, ROOM) is None
+
+
+def test_a_rank_that_stays_behind_is_shown_by_itself() -> None:
+    """What one rank alone has printed is not said to be identical for longer than a second."""
+    record, now = CellRecord(1, range(4)), [100.0]
+    reader = NewsReader(record, clock=lambda: now[0])
+    for rank in range(4):
+        wrote(record, rank, "same\n")
+    wrote(record, 2, "alone\n")
+    assert groups(reader) == [[0, 3]]
+    now[0] += BEHIND_S / 2
+    assert reader.read(ROOM, ROOM) is None
+    wrote(record, 3, "alone\n")  # as one does that comes a little later
+    assert reader.read(ROOM, ROOM) is not None
+    now[0] += BEHIND_S / 2
+    assert groups(reader) == [[0, 1], [2, 3]]
+    assert reader.read(ROOM, ROOM) is None
+    for rank in (0, 1):
+        wrote(record, rank, "alone\n")
+    assert groups(reader) == [[0, 3]]
+
+
+def test_a_view_that_opens_meanwhile_does_not_keep_the_others_from_learning() -> None:
+    """A whole that shows ranks apart is followed by a message that says so."""
+    record, now = CellRecord(1, range(2)), [100.0]
+    reader = NewsReader(record, clock=lambda: now[0])
+    wrote(record, 0, "same\nalone\n")
+    wrote(record, 1, "same\n")
+    assert groups(reader) == [[0, 1]]
+    now[0] += BEHIND_S
+    assert reader.whole()["groups"] == [[0, 0], [1, 1]]
+    assert groups(reader) == [[0, 0], [1, 1]]
+    assert reader.read(ROOM, ROOM) is None
+
+
+def test_a_rank_that_goes_on_is_not_behind_for_long() -> None:
+    """In a loop one rank is always the last: it is with the others as long as it comes on."""
+    record, now = CellRecord(1, range(2)), [100.0]
+    reader = NewsReader(record, clock=lambda: now[0])
+    wrote(record, 0, "0\n")
+    for step in range(5):
+        wrote(record, 0, f"{step + 1}\n")
+        wrote(record, 1, f"{step}\n")
+        message = reader.read(ROOM, ROOM)
+        assert message is not None
+        assert message.get("groups", [[0, 1]]) == [[0, 1]]
+        now[0] += BEHIND_S * 0.9
+
+
+def test_a_rank_that_has_ended_does_not_catch_up() -> None:
+    """What it has shown is all it will show."""
+    record = CellRecord(1, range(2))
+    reader = NewsReader(record, clock=lambda: 100.0)
+    for rank in range(2):
+        wrote(record, rank, "same\n")
+    wrote(record, 0, "alone\n")
+    record.settle(1, "ok")
+    assert groups(reader) == [[0, 0], [1, 1]]
+
+
+def groups(reader: NewsReader) -> Any:
+    message = reader.read(ROOM, ROOM)
+    assert message is not None
+    return message["groups"]
 
 
 def test_notes_come_and_go() -> None:
