@@ -245,7 +245,7 @@ ROWS = (
         (
             f"{LIFE}::test_run_again_from_the_top",
             f"{LIFE}::test_a_different_n_runs_nothing",
-            f"{LIFE}::test_reload_ext_keeps_a_pool_to_use",
+            f"{LIFE}::test_reload_ext_keeps_the_pool",
             f"{LIFE}::test_unload_ext",
         ),
     ),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
+from types import FrameType
 from typing import Any
 
+from IPython.core.extensions import ExtensionManager
 from IPython.core.interactiveshell import InteractiveShell
 
 from jupyter_ddp.core.errors import PoolError
@@ -29,15 +32,27 @@ def load(shell: InteractiveShell) -> None:
 
 
 def unload(shell: InteractiveShell) -> None:
-    """End the pool and forget the magics; harmless when they are not there."""
+    """End the pool and forget the magics; harmless when they are not there, and in `%reload_ext`."""
     magics = _magics(shell)
-    if magics is None:
+    if magics is None or _is_reload():
         return
     magics.close()
     for kind in ("line", "cell"):
         for name in ("ddp", "rank"):
             shell.magics_manager.magics[kind].pop(name, None)
     shell.magics_manager.registry.pop(DDPMagics.__name__, None)
+
+
+def _is_reload() -> bool:
+    """`%reload_ext` unloads and loads: the pool and its variables are to outlive that.
+
+    IPython tells an extension nothing of it but by who calls.
+    """
+    code = ExtensionManager.reload_extension.__code__
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _magics(shell: InteractiveShell) -> DDPMagics | None:
