@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import types
+import warnings
 from typing import Any, NoReturn
 
 from IPython.core.autocall import ExitAutocall
@@ -35,7 +36,7 @@ from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.compiled_cell import cell_file, unpack
 from jupyter_ddp.worker.cell_code import compile_cell
 from jupyter_ddp.worker.cell_sources import CellSources
-from jupyter_ddp.worker.tracebacks import forget_sources, left_out, user_traceback
+from jupyter_ddp.worker.tracebacks import forget_sources, left_out, settle_scopes, user_traceback
 
 _MAX_ERROR_CHARS = 256 * 1024
 _MAX_TEXT_CHARS = 1024 * 1024
@@ -133,6 +134,8 @@ class RankShell(InteractiveShell):
         super().__init__(config=config, user_module=main, **kwargs)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sources = CellSources(self.compile._filename_map)
+        self.compile.format_code_name = self._sources.label  # type: ignore[method-assign]
+        warnings.formatwarning = self._sources.format_warning
         for event, registered in self.events.callbacks.items():  # IPython's own: a rank does it itself
             for callback in list(registered):
                 self.events.unregister(event, callback)
@@ -284,6 +287,7 @@ class RankShell(InteractiveShell):
         self.raised = error
         sys.last_type, sys.last_value, sys.last_traceback = kind, error, tb
         with user_traceback(error, tb, self.is_cell_file) as (shown, line):
+            settle_scopes()
             try:
                 lines = self.InteractiveTB.structured_traceback(kind, error, shown, tb_offset=0)
             except Exception as broken:  # noqa: BLE001  # the user's own __str__ or __repr__ may raise anything

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 from jupyter_ddp.worker.frames import OURS, is_users
 
@@ -109,6 +112,27 @@ def cell_line(tb: TracebackType | None, is_cell_file: Callable[[str], bool]) -> 
     return lines[-1] if lines else 0
 
 
+@functools.cache  # once in a process
+def settle_scopes() -> None:
+    """Have ranks show the same lines around a statement that shares its line with others.
+
+    Of `def f(): 1 / 0`, stack_data (as of 0.6) takes either statement for the one that runs, as the
+    addresses of the syntax tree's nodes have it; here it is the innermost.
+    """
+    from stack_data.core import FrameInfo  # with the first traceback: it takes a while
+
+    def scope(frame: FrameInfo) -> ast.AST | None:
+        if not frame.source.tree or not frame.executing.statements:
+            return None
+        node: Any = max(frame.executing.statements, key=lambda node: (node.lineno, node.col_offset))
+        while not isinstance(node := node.parent, _SCOPES):
+            pass
+        return node
+
+    FrameInfo.scope = property(scope)  # type: ignore[assignment,method-assign]
+
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 _KEEPERS = ("executing.executing", "executing._position_node_finder", "stack_data.core", "stack_data.utils")
 
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from jupyter_ddp.core.terminal import strip
 from tests.integration.notebook_kernel import NotebookKernel
 
 RANKS = 4
@@ -182,6 +183,25 @@ def test_traceback_has_the_notebooks_line_numbers(nb: NotebookKernel) -> None:
     assert ranks.cell.error == "RankError: ranks 0-3: ZeroDivisionError: division by zero (line 4)"
 
 
+def test_a_traceback_is_the_same_whatever_counts_the_cells(nb: NotebookKernel) -> None:
+    """The running cell has no number in what is saved; an earlier one has the notebook's."""
+    nb.ranks("def fails():\n    raise ValueError('so')")
+    plain = {strip(text) for text in nb.ranks("fails()", ok=False).tracebacks()}
+    assert len(plain) == 1
+    (text,) = plain
+    assert "This cell, line 2" in text
+    assert re.search(r"Cell In\[\d+\], line 3, in fails\(\)", text)
+    assert len(re.findall(r"In ?\[|<ipython", text)) == 1
+
+
+def test_statements_on_one_line(nb: NotebookKernel) -> None:
+    """Which of them failed is told alike on every rank, so that the traceback is shown once."""
+    sources = "def f(): raise ValueError('so')\nf()", "x = 1; y = 1 / 0\nz = 2", "g = lambda: 1 / 0\ng()"
+    for source in sources:
+        texts = {strip(text) for text in nb.ranks(source, ok=False).tracebacks()}
+        assert len(texts) == 1, texts
+
+
 def test_only_the_users_frames(nb: NotebookKernel) -> None:
     """Neither our frames nor IPython's are shown; a library's own frame is, where it raised."""
     nb.ranks("def inner(n):\n    return 1 / n\ndef outer(n):\n    return inner(n)")
@@ -243,8 +263,8 @@ def test_system_exit(nb: NotebookKernel) -> None:
 def test_warnings_at_top_level(nb: NotebookKernel) -> None:
     """A warning comes on stderr with the user's text; a SyntaxWarning once, not from two compilations."""
     ranks = nb.ranks("import warnings\nwarnings.warn('take care')")
-    assert all(text.count("take care") >= 1 for text in ranks.all("stderr"))
-    assert all("UserWarning" in text for text in ranks.all("stderr"))
+    words = "This cell:3: UserWarning: take care\n  warnings.warn('take care')\n"
+    assert ranks.all("stderr") == [words] * 4
     ranks = nb.ranks("rank is 1000")
     assert all(text.count("SyntaxWarning") == 1 for text in ranks.all("stderr")), ranks.all("stderr")
     assert "SyntaxWarning" not in "".join(o.get("text", "") for o in ranks.cell.outputs)
