@@ -125,7 +125,8 @@ class CellRecord:
             causes.append(f"{named(rest, '-')} failed too")
         if self._lost:
             lost = named(sorted(self._lost), "-")
-            causes.append(f"%ddp heal replaces {lost}, the others keep their variables")
+            others = ", the others keep their variables" * (len(self._lost) < len(self._ranks))
+            causes.append(f"%ddp heal replaces {lost}{others}")
         return "; ".join(causes)
 
     def failure_of(self, rank: int) -> str:

@@ -142,10 +142,8 @@ class RunningCell:
 
         The blame goes to the ranks that failed of themselves, not to those that waited for them.
         """
-        culprits = sorted(r for r, v in self._verdicts.items() if v in ("error", "died"))
-        if culprits and not self._ladder.presses:
-            for rank in self._blocked:
-                self._reasons[rank] = f"blocked by {named(culprits, '-')}"
+        if not self._ladder.presses:
+            self._lay_blame()
         for rank in self._late:
             if self._verdicts[rank] == "interrupted":
                 self._reasons.setdefault(rank, f"interrupted by --timeout {self._timeout_s:g}")
@@ -153,11 +151,19 @@ class RunningCell:
         ended = CellEnded(self.cell, self._verdicts, deaths, self._reasons, warnings, self._hang)
         return [*self._ladder.withdraw(), *self._withdraw_freeing(), ended]
 
+    def _lay_blame(self) -> None:
+        """On the ranks that have failed of themselves, for those that were freed from a wait for them."""
+        culprits = sorted(r for r, v in self._verdicts.items() if v in ("error", "died"))
+        for rank in self._blocked if culprits else ():
+            self._reasons.setdefault(rank, f"blocked by {named(culprits, '-')}")
+
     # -- interrupts and broken groups --------------------------------------------------------------
 
     def interrupt(self, now: float) -> list[Effect]:
         """The user asks (again) to interrupt it."""
         first = not self._ladder.presses
+        if first:
+            self._lay_blame()  # who is freed from here on is so by the user
         signalled = self._ladder.press(now)
         if not self.waiting:  # it has ended, but for a look at how
             self._be_over()

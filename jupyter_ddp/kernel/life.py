@@ -200,6 +200,7 @@ class Life:
 
     def _plan(self, wishes: Wishes) -> Plan:
         """What a pool would be. Raises UsageError for what makes no sense."""
+        _working_directory()
         self._reach_node()
         wishes = wishes.before(self._wishes)
         backend, devices = wishes.backend, wishes.devices or None
@@ -218,9 +219,7 @@ class Life:
             self.announced.append(f"the ranks do not get {name!a} from the environment: it is no UTF-8")
         if plan.visible_devices is not None:
             environ["CUDA_VISIBLE_DEVICES"] = plan.visible_devices
-        cwd = os.getcwd()  # noqa: PTH109  # a plain string goes into a message
-        if not _is_text(cwd):
-            raise UsageError(f"the working directory's name is no UTF-8: {cwd!a}; work in another")
+        cwd = _working_directory()
         return m.Surroundings(
             environ=environ,
             cwd=cwd,
@@ -348,6 +347,17 @@ class Life:
         if self._stopping is not None:
             stuck = ", ".join(map(str, effect.unkillable))
             self._stopping.finish(f"the system does not end processes {stuck}" if stuck else "")
+
+
+def _working_directory() -> str:
+    """Raises UsageError for one that ranks cannot have."""
+    try:
+        cwd = os.getcwd()  # noqa: PTH109  # a plain string goes into a message
+    except FileNotFoundError:
+        raise UsageError("the working directory was deleted; %cd to one that is there") from None
+    if not _is_text(cwd):
+        raise UsageError(f"the working directory's name is no UTF-8: {cwd!a}; work in another")
+    return cwd
 
 
 def _is_text(text: str) -> bool:

@@ -161,3 +161,16 @@ def test_before_a_start_without_a_pool(kernel: NotebookKernel, fresh: Callable[.
     other.bad("%ddp resize 0")
     assert "no pool" in other.good("%ddp status").text
     assert other.ranks("rank", "-n 2", 60).values == [0, 1]
+
+
+def test_a_working_directory_that_is_gone(
+    kernel: NotebookKernel, fresh: Callable[..., NotebookKernel]
+) -> None:
+    """Ranks cannot have it: said in one line, and the pool that is to be restarted runs on."""
+    other = fresh()
+    other.good("%load_ext jupyter_ddp")
+    before = other.ranks("rank", "-n 2", 60).values
+    for code in ("import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')", "%ddp restart -n 2"):
+        last = other.wait(other.send(code))
+    assert last.error == "UsageError: the working directory was deleted; %cd to one that is there"
+    assert other.ranks("rank").values == before == [0, 1]

@@ -343,6 +343,17 @@ def test_blame_is_not_laid_where_the_user_interrupted(three: Desk) -> None:
     assert only(three.ends(1, "interrupted", broken=True), ev.CellEnded).reasons == {}
 
 
+def test_who_was_freed_before_the_user_interrupted_was_blocked(three: Desk) -> None:
+    """The user stops one that computes on; that the other was freed from a wait for a dead one stays."""
+    three.run(0, 1, 2)
+    three.dies(1)
+    three.after(bounds.PEER_DIED_TIMEOUT_S)
+    three.ends(0, "interrupted", broken=True)
+    three.interrupt()
+    ended = only(three.ends(2, "interrupted"), ev.CellEnded)
+    assert ended.reasons == {0: "blocked by rank 1"}
+
+
 def test_a_rank_that_even_sigkill_does_not_end_ends_the_cell(three: Desk) -> None:
     """Five seconds after SIGKILL the cell is over, and the PID is named."""
     three.run(0, 1)

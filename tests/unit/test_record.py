@@ -243,6 +243,13 @@ def test_every_kind_of_end_has_words(record: CellRecord, ranks: Ranks) -> None:
     assert record[0].death == "killed by SIGKILL (line 3)"
 
 
+def test_where_all_died_nothing_is_kept(record: CellRecord) -> None:
+    """There are no others whose variables could be."""
+    for rank in range(4):
+        record.die(died(rank))
+    assert record.summary() == "ranks 0-3: killed by SIGKILL; %ddp heal replaces ranks 0-3"
+
+
 def test_a_rank_that_is_freed_from_a_wait(record: CellRecord, ranks: Ranks) -> None:
     """For whom it waited is known at the cell's end; until then it is not said to have been interrupted."""
     for rank in (0, 1):
