@@ -136,6 +136,9 @@ def _agreed(known: list[_Known], replaced: Collection[int]) -> list[Note]:
 
 
 def _form(group: Note, rank: int, store: Any, timeout: timedelta) -> Any:
+    # torch writes "user:" before what it is given, and makes "ptd:NAME" of nothing. The note has to stay as
+    # it is: a rank that was stopped half-way compares its own with those of ranks that came through.
+    tag = group.tag.removeprefix("user:") if group.tag.startswith("user:") else None
     made = c10d._new_process_group_helper(
         len(group.ranks),
         group.ranks.index(rank),
@@ -144,7 +147,7 @@ def _form(group: Note, rank: int, store: Any, timeout: timedelta) -> Any:
         dist.PrefixStore(f"group {group.name}", store),  # type: ignore[attr-defined]  # its stub leaves it out
         group_name=group.name,  # type: ignore[arg-type]  # a GroupName is a str; older torch has no such name
         timeout=timeout,
-        pg_tag=group.tag.removeprefix("user:") or None,
+        pg_tag=tag,
         group_desc=group.description,
     )
     new = made[0] if isinstance(made, tuple) else made

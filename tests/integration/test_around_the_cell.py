@@ -35,7 +35,9 @@ def test_models_and_groups_go_on(nb: NotebookKernel) -> None:
         "    optimizer.zero_grad()\n"
         "    net(torch.full((2, 4), float(rank))).sum().backward()\n"
         "    optimizer.step()\n"
-        "step()",
+        "step()\n"
+        "from jupyter_ddp.worker.carry_over import note_groups\n"
+        "known = [old.note for old in note_groups().others]",
         timeout_s=60,
     )
     failed = nb.ranks("if rank == 1:\n    1 / 0\nstep()", ok=False)
@@ -47,6 +49,8 @@ def test_models_and_groups_go_on(nb: NotebookKernel) -> None:
         "t = torch.ones(1)\n"
         "if rank < 2:\n"
         "    dist.all_reduce(t, group=pair); dist.all_reduce(t, group=holder['in a list'][0])\n"
+        # A rank that a death stopped half-way compares its notes with those of ranks that came through.
+        "assert len(known) == (rank < 2) and known == [old.note for old in note_groups().others]\n"
         "((mean / world_size - weight).abs().max().item() < 1e-6, t.item())"
     )
     assert after.values == [(True, 4.0), (True, 4.0), (True, 1.0)]
