@@ -17,6 +17,8 @@ const OUTLIVED =
 const SETTLED_MS = 120; // after which an unfinished line is shown
 const CHUNK = 100; // lines of one block, which the browser lays out when it comes into sight
 const ROWS = 24; // in the body, when several groups share it
+const SURE_TO_FIT = 24; // characters in a row, however narrow
+const CHARACTER_PX = 7.8; // of text in the usual size, wide
 const MANY = 16; // ranks, from which on they are small and counted
 
 // --- terminal text ------------------------------------------------------------------------------
@@ -164,8 +166,9 @@ function lineNode(text, isError, wanted) {
   return fill(element("div", isError ? "jddp-l jddp-e" : "jddp-l"), text, wanted);
 }
 
-const gapNode = (count) =>
-  element("div", "jddp-l jddp-gap", `… ${count.toLocaleString("en")} line${count === 1 ? "" : "s"} not shown while the cell runs`);
+const counted = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+
+const gapNode = (count) => element("div", "jddp-l jddp-gap", `… ${counted(count, "line")} not shown while the cell runs`);
 
 // --- numbers ------------------------------------------------------------------------------------
 
@@ -203,6 +206,7 @@ class Rank {
     this.segments = []; // by number
     this.kept = 0;
     this.lines = 0;
+    this.outputs = 0; // displays, those included that are not kept
     this.epoch = (this.epoch ?? -1) + 1;
     this.version++;
   }
@@ -223,6 +227,7 @@ class Rank {
     if (piece[0] === "t") this.takeText(piece, most);
     else if (piece[0] === "r") {
       const shown = this.segment(piece[1], () => ({ rich: null }));
+      if (!shown.rich) this.outputs++;
       shown.rich = { kind: piece[2], content: piece[3], alt: piece[4], width: piece[5], height: piece[6] };
       shown.version++;
     } else if (piece[0] === "e") this.end = { title: piece[1], state: piece[2], traceback: piece[3], blocked: piece[4] };
@@ -266,19 +271,24 @@ class Rank {
     return !this.segments.length && !this.end;
   }
 
-  // The last `most` lines and displays, oldest first: [segment, line | null for a display or an open line].
-  last(most, maxRich, wanted) {
+  // The last lines and displays, oldest first: [segment, line | null for a display or an open line]. They
+  // take `most` rows at most, a line that is longer than `columns` two of them.
+  last(most, maxRich, wanted, columns = Infinity) {
     const found = [];
-    for (let s = this.segments.length - 1; s >= 0 && found.length < most; s--) {
+    for (let s = this.segments.length - 1; s >= 0 && most > 0; s--) {
       const segment = this.segments[s];
       if (segment.rich) {
-        if (maxRich-- > 0 && !wanted) found.push([segment, null]);
+        if (maxRich-- > 0 && !wanted && most-- > 0) found.push([segment, null]);
         continue;
       }
-      if (openOf(segment) && (!wanted || matches(segment.written, wanted))) found.push([segment, null]);
-      for (let l = segment.lines.length - 1; l >= 0 && found.length < most; l--) {
+      if (openOf(segment) && (!wanted || matches(segment.written, wanted)) && most-- > 0) found.push([segment, null]);
+      for (let l = segment.lines.length - 1; l >= 0 && most > 0; l--) {
         const line = segment.lines[l];
-        if (wanted ? line.text !== undefined && matches(line.text, wanted) : true) found.push([segment, line]);
+        if (wanted && !(line.text !== undefined && matches(line.text, wanted))) continue;
+        const rows = !wanted && line.text?.length > columns ? 2 : 1;
+        if (rows > most && found.length) return found.reverse();
+        found.push([segment, line]);
+        most -= rows;
       }
     }
     return found.reverse();
@@ -470,7 +480,7 @@ class Part {
   draw(members, leader, rows, wanted, traceback) {
     const version = members.reduce((sum, rank) => sum + rank.version + (rank.open ? 0.5 : 0), 0);
     const ranks = members.map((rank) => rank.rank);
-    const key = `${version}/${ranks.length}/${ranks[0]}/${leader.rank}/${rows}/${wanted}/${traceback}`;
+    const key = `${version}/${ranks.length}/${ranks[0]}/${leader.rank}/${rows}/${this.view.columns}/${wanted}/${traceback}`;
     if (key === this.drawn) return;
     this.drawn = key;
     this.ranks = ranks;
@@ -490,6 +500,7 @@ class Part {
     const room = rows === Infinity ? 256 : Math.max(1, rows);
     this.bars.replaceChildren(...bars.slice(0, room).map(barNode));
     if (bars.length > room) this.bars.append(element("div", "jddp-l jddp-gap", `… ${bars.length - room} more ranks`));
+    markCut(this.bars);
     if (traceback !== this.error) fill(this.traceback, traceback);
     this.error = traceback;
   }
@@ -509,18 +520,34 @@ class Part {
       this.node.classList.toggle("jddp-failed", !!end && !end.blocked);
       this.node.setAttribute("aria-label", this.title.textContent);
     }
-    this.more.textContent = leader.lines > 1 ? `${leader.lines.toLocaleString("en")} lines` : "";
+    this.more.textContent = [[leader.lines, "line"], [leader.outputs, "output"]]
+      .filter(([count]) => count > 1).map(([count, word]) => counted(count, word)).join(" · ");
   }
 
   drawTail(leader, most, several, wanted) {
     const nodes = [];
     const maxRich = Math.max(1, Math.floor(most / 6));
-    for (const [segment, line] of leader.last(most, maxRich, wanted)) {
+    const shown = leader.last(most, maxRich, wanted, this.view.columns);
+    let hidden = wanted ? 0 : leader.outputs - shown.filter(([segment]) => segment.rich).length;
+    for (const [segment, line] of shown) {
+      if (segment.rich && hidden) nodes.push(this.hiddenNode(hidden));
+      if (segment.rich) hidden = 0;
       if (line) nodes.push(line.gap ? gapNode(line.gap) : lineNode(line.text, segment.isError, wanted));
       else if (segment.rich) nodes.push(this.richOnce(segment));
-      else if (!(several && segment === leader.segments.at(-1))) nodes.push(lineNode(segment.written, segment.isError, wanted));
+      else if (several && segment === leader.segments.at(-1)) continue;
+      else if (wanted) nodes.push(lineNode(segment.written, segment.isError, wanted));
+      else nodes.push(openNode(segment));
     }
+    if (hidden) nodes.unshift(this.hiddenNode(hidden));
     this.lines.replaceChildren(...nodes);
+    markCut(this.lines);
+  }
+
+  // Displays that are older than what is shown of the part.
+  hiddenNode(count) {
+    const which = this.ranks.length > 1 ? `rank ${this.ranks[0]}` : "the rank";
+    const words = `… ${counted(count, "output")} not shown here; select ${which} to see ${count > 1 ? "them" : "it"}`;
+    return element("div", "jddp-l jddp-gap", words);
   }
 
   richOnce(segment) {
@@ -552,8 +579,31 @@ function barsOf(members) {
 
 function barNode(rank) {
   const row = element("div", rank.open.isError ? "jddp-l jddp-open-rank jddp-e" : "jddp-l jddp-open-rank");
-  row.append(element("span", "", `rank ${rank.rank}`), fill(element("span"), rank.open.written));
+  row.append(element("span", "", `rank ${rank.rank}`), endOf(rank.open.written));
   return row;
+}
+
+// An unfinished line in one row.
+function openNode(segment) {
+  const row = element("div", segment.isError ? "jddp-l jddp-open jddp-e" : "jddp-l jddp-open");
+  row.append(endOf(segment.written));
+  return row;
+}
+
+// A line in one row; of one that is longer its end, where something happens: the style cuts at the start.
+function endOf(text) {
+  const box = element("span", "jddp-end");
+  const room = element("span");
+  room.append(fill(element("span"), text));
+  box.append(room);
+  return box;
+}
+
+// Where the start is cut there is a sign of it. All are measured before any is changed.
+function markCut(node) {
+  const boxes = [...node.getElementsByClassName("jddp-end")].filter((box) => box.textContent.length > SURE_TO_FIT);
+  const cut = boxes.map(({ firstChild: room }) => room.firstChild.offsetWidth > room.clientWidth + 1);
+  boxes.forEach((box, at) => box.classList.toggle("jddp-cut", cut[at]));
 }
 
 // --- the view -------------------------------------------------------------------------------------
@@ -577,6 +627,14 @@ class View {
       for (const one of seen) one.target.part.visible = one.isIntersecting;
       this.later();
     }, { root: this.body, rootMargin: "200px" });
+    this.columns = Infinity; // characters in a row, about
+    this.sizes = new ResizeObserver(([{ contentRect }]) => {
+      const columns = Math.max(20, Math.floor((contentRect.width - 30) / CHARACTER_PX));
+      if (columns === this.columns) return;
+      this.columns = columns;
+      this.later();
+    });
+    this.sizes.observe(this.root); // a scroll bar, which comes and goes, takes nothing from it
     this.onKeys = (event) => this.onKeyFirst(event);
     window.addEventListener("keydown", this.onKeys, true);
     this.timer = setInterval(() => this.tick(), 1000);
@@ -588,6 +646,7 @@ class View {
   close() {
     this.store.views.delete(this);
     this.watcher.disconnect();
+    this.sizes.disconnect();
     window.removeEventListener("keydown", this.onKeys, true);
     clearInterval(this.timer);
     cancelAnimationFrame(this.frame);
@@ -844,6 +903,7 @@ class View {
     const rows = whole ? Infinity : Math.max(3, Math.floor(ROWS / groups.length) - 1);
     this.whole = whole;
     this.body.classList.toggle("jddp-tails", !whole);
+    this.body.classList.toggle("jddp-short", !whole && !this.wanted);
     this.body.style.setProperty("--jddp-rows", rows === Infinity ? 4 : rows + 1);
     const parts = groups.map(([members]) => this.partOf(members[0].rank));
     const keys = parts.map((part) => part.key).join();

@@ -51,6 +51,20 @@ pixel = (
 display(Image(base64.b64decode(pixel), width=40, alt="a dot"))
 display(HTML(f"<table class='t'><tr><td>cell of rank {{rank}}</td></tr></table>"))
 print("\\x1b[31mred\\x1b[0m and \\x1b[1mbold\\x1b[0m"){UNTIL_GO}"""
+SEVERAL_SHOWN = f"""\
+%%ddp
+from IPython.display import HTML, display
+print("the beginning of rank", rank)
+for i in range(5):
+    display(HTML(f"<b>output {{i}} of rank {{rank}}</b>")){UNTIL_GO}"""
+LONG_LINES = f"""\
+%%ddp
+for i in range(9):
+    print(f"rank {{rank}} line {{i}}", "and so on" * 100){UNTIL_GO}"""
+DOTS = f"""\
+%%ddp
+import sys
+print("." * 400 + f" 9{{rank}}%" if rank else " 90% |###  |", end="", file=sys.stderr, flush=True){UNTIL_GO}"""
 BLOCKED = """\
 %%ddp
 print("before")
@@ -98,7 +112,11 @@ t = torch.tensor([1.0 if rank == 3 else kept])
 dist.all_reduce(t)
 print("sum", t.item())"""
 SILENT = f"%%ddp\n{UNTIL_GO.strip()}"
-CELLS = [START, STREAMS, SAME, BARS, RICH, BLOCKED, HOSTILE, FAILS_ALIKE, HANG, DEATH, HEAL, AFTER, SILENT]
+SHOWN_IN_ALL = [SEVERAL_SHOWN, LONG_LINES, DOTS]
+CELLS = [
+    *[START, STREAMS, SAME, BARS, RICH, BLOCKED, HOSTILE, FAILS_ALIKE, HANG, DEATH, HEAL, AFTER, SILENT],
+    *SHOWN_IN_ALL,
+]
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +270,54 @@ def test_a_progress_bar_is_one_row_for_each_rank(lab: NotebookPage) -> None:
     expect(rows).to_have_count(4, timeout=10_000)
     texts = [" ".join(text.split()) for text in rows.all_inner_texts()]
     assert texts == [f"rank {r} {10 * r + 10}% done" for r in range(4)]
+
+
+def test_outputs_without_a_place_are_counted(lab: NotebookPage) -> None:
+    """Side by side a rank shows its last output, says how many there are besides, and alone shows all."""
+    cell = CELLS.index(SEVERAL_SHOWN)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("output 4 of rank 3")
+    part = live.body.locator("section").first
+    expect(part.locator(".jddp-more")).to_have_text("5 outputs")
+    expect(part.locator(".jddp-gap")).to_have_text("… 4 outputs not shown here; select the rank to see them")
+    live.sees_not("output 3 of rank 0")
+    live.tab(0)
+    live.sees("output 0 of rank 0")
+    expect(live.body.locator(".jddp-gap")).to_have_count(0)
+
+
+def test_long_lines_leave_room_for_the_other_ranks(lab: NotebookPage) -> None:
+    """Side by side a line takes two rows at most and the ranks one screen; alone it is whole."""
+    cell = CELLS.index(LONG_LINES)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("rank 3 line 8")
+    heights = "b => [...b.querySelectorAll('.jddp-l')].map(line => line.clientHeight)"
+    assert live.body.evaluate("b => b.scrollHeight - b.clientHeight") <= 1
+    assert 20 < max(live.body.evaluate(heights)) < 45
+    live.tab(2)
+    live.sees("rank 2 line 0")
+    assert min(live.body.evaluate(heights)) > 90
+
+
+def test_of_a_long_unfinished_line_the_end_is_seen(lab: NotebookPage) -> None:
+    """Progress made of dots shows how far it is; a bar that fits stays as it is."""
+    cell = CELLS.index(DOTS)
+    lab.start(cell)
+    live = Live(lab, cell)
+    rows = live.body.locator(".jddp-open-rank")
+    expect(rows).to_have_count(4, timeout=10_000)
+    in_sight = """r => [...r].map(row => {
+        const room = row.getBoundingClientRect();
+        const text = row.querySelector(".jddp-end > span > span").getBoundingClientRect();
+        return [text.right <= room.right + 1, text.left >= room.left, !!row.querySelector(".jddp-cut")];
+    })"""
+    eventually(
+        lambda: rows.evaluate_all(in_sight) == [[True, True, False], *[[True, False, True]] * 3],
+        5,
+        "the ends of the lines",
+    )
 
 
 def test_figures_tables_and_colours(lab: NotebookPage) -> None:
