@@ -116,6 +116,8 @@ class RankSnapshot(Struct, frozen=True):
     notices: tuple[str, ...]
 
 
+OWN_FAULTS: tuple[Verdict, ...] = ("died", "error", "unknown")
+"""Of a rank that failed of itself, deaths first: the others were stopped or blocked by something else."""
 _CAUSES_FIRST: list[Verdict | None] = ["died", "error", "unknown", "interrupted", "not-run", None]
 _AT_ONCE_S = 1.0
 

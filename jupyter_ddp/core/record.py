@@ -21,6 +21,7 @@ from jupyter_ddp.core.errors import DDPError
 from jupyter_ddp.core.faults import describe_exit
 from jupyter_ddp.core.log import QUOTA_BYTES, WITHOUT_FILE_BYTES, CellLog
 from jupyter_ddp.core.rank_record import (
+    OWN_FAULTS,
     RankRecord,
     RankSnapshot,
     Value,
@@ -44,6 +45,8 @@ class Snapshot(Struct, frozen=True):
     """What holds the cell up now, in one line."""
     announced: tuple[str, ...] = ()
     """What the pool did to the cell's ranks, or is about to do, a line each."""
+    causes: tuple[int, ...] = ()
+    """The ranks that failed of themselves, the first cause first."""
 
 
 class CellRecord:
@@ -330,7 +333,13 @@ class CellRecord:
     def snapshot(self) -> Snapshot:
         """An immutable copy of what there is to show."""
         with self._lock:
-            return Snapshot([snapshot_of(r) for r in self], self.held_up, tuple(self.announced))
+            causes = causes_first(r for r in self if r.verdict in OWN_FAULTS)
+            return Snapshot(
+                [snapshot_of(r) for r in self],
+                self.held_up,
+                tuple(self.announced),
+                tuple(r.rank for r in causes),
+            )
 
     def close(self) -> None:
         """Let go of the log. Streams read as empty afterwards."""

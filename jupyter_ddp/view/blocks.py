@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from jupyter_ddp.core.messages import CellError
+from jupyter_ddp.core.rank_record import OWN_FAULTS
 from jupyter_ddp.core.record import Snapshot
 from jupyter_ddp.core.transcript import Segment, Text
 from jupyter_ddp.view import wording
@@ -72,9 +73,19 @@ class Shown(NamedTuple):
 
 
 def shown(snapshot: Snapshot) -> list[Shown]:
-    """All there is to show, by group; those that waited for a failed rank after it."""
+    """All there is to show, by group: first those that failed of themselves, the first cause first; last
+    those that did not run to the end because of them. In the rest the order of ranks.
+    """
     found = [Shown(group, list(_blocks(group))) for group in groups(snapshot)]
-    return list(_folded(sorted(found, key=lambda one: one.blocked)))
+    place = {rank: at for at, rank in enumerate(snapshot.causes)}
+    return list(_folded(sorted(found, key=lambda one: _weight(one, place))))
+
+
+def _weight(one: Shown, place: dict[int, int]) -> tuple[int, int]:
+    verdict = one.group.shown.verdict
+    if verdict in OWN_FAULTS:
+        return OWN_FAULTS.index(verdict), min(place.get(rank, 0) for rank in one.group.ranks)
+    return len(OWN_FAULTS) + (one.blocked or verdict == "not-run"), 0
 
 
 def _folded(found: list[Shown]) -> Iterator[Shown]:

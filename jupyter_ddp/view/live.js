@@ -5,7 +5,8 @@
 
 const GLYPHS = { running: "…", ok: "✓", error: "✗", interrupted: "◼", died: "☠", "not-run": "–", unknown: "?" };
 const WORDS = { "not-run": "not run", unknown: "no answer" };
-const FAILED = new Set(["error", "died", "unknown"]);
+const OWN_FAULTS = ["died", "error", "unknown"]; // as core/rank_record.py has it
+const FAILED = new Set(OWN_FAULTS);
 const KEPT_LINES = 40000; // of all ranks together
 const MIN_KEPT = 100; // of one rank
 const MAX_KEPT = 2000;
@@ -893,7 +894,10 @@ class View {
       const leader = members.reduce((best, rank) => (rank.lines > best.lines ? rank : best));
       found.push([members, leader]);
     }
-    const weight = ([members]) => (members[0].end ? (members[0].end.blocked ? 2 : 0) : 1);
+    const weight = ([[{ state, end }]]) => { // as view/blocks.py has it
+      const own = OWN_FAULTS.indexOf(state);
+      return own >= 0 ? own : OWN_FAULTS.length + (end?.blocked || state === "not-run" ? 1 : 0);
+    };
     return found.sort((a, b) => weight(a) - weight(b));
   }
 

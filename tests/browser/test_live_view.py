@@ -64,7 +64,7 @@ for i in range(9):
 DOTS = f"""\
 %%ddp
 import sys
-print("." * 400 + f" 9{{rank}}%" if rank else " 90% |###  |", end="", file=sys.stderr, flush=True){UNTIL_GO}"""
+print("." * 400 * bool(rank), f"9{{rank}}%", end="", file=sys.stderr, flush=True){UNTIL_GO}"""
 BLOCKED = """\
 %%ddp
 print("before")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.core.trail import Trail
 from jupyter_ddp.core.transcript import NewRich, NewText, Position, Text, Transcript
-from jupyter_ddp.view.alike import Shown, partition
+from jupyter_ddp.view.alike import Folding, Shown
 from jupyter_ddp.view.news import NewsReader
 from tests.property.test_record import MESSAGES, WORLD
 
@@ -126,7 +126,7 @@ def _trail(steps: list[str]) -> Trail:
 def test_ranks_are_together_just_when_one_is_how_the_other_began(histories: list[list[str]]) -> None:
     """Every rank that shows something is in one group; a group's members began alike; equals are together."""
     shown = [Shown(rank, _trail(steps), None, bool(steps)) for rank, steps in enumerate(histories)]
-    groups = partition(shown)
+    groups = Folding().groups(shown, 0.0)
     assert sorted(rank for group in groups for rank in group) == [
         r for r, steps in enumerate(histories) if steps
     ]

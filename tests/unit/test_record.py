@@ -286,6 +286,7 @@ def test_the_first_cause_comes_first(record: CellRecord, ranks: Ranks) -> None:
     assert record.summary() == (
         "rank 2: ZeroDivisionError: division by zero; rank 0: RuntimeError: Connection closed by peer"
     )
+    assert record.snapshot().causes == (2, 0)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations((0, 1, 3))))

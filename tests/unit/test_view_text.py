@@ -44,7 +44,7 @@ def test_one_rank() -> None:
 
 
 def test_a_cell_that_failed() -> None:
-    """Groups by rank; the traceback in its rank's place, without colours; causes and notices in words."""
+    """Who failed of itself first, deaths before errors; then who was not stopped by that, by rank."""
     error = CellError("ZeroDivisionError", "by zero", 5, ["\x1b[31mTraceback\x1b[0m", "\x1b[1mZero…"])
     blocked = "blocked by rank 2"
     assert shown(
@@ -58,21 +58,40 @@ def test_a_cell_that_failed() -> None:
         rank(7),
         rank(8),
     ) == dedent("""\
+        [rank 3 · died]
+        last words
+        ☠ rank 3: killed by SIGKILL (line 5)
         [rank 2 · ZeroDivisionError]
         a
         Traceback
         Zero…
-        [rank 3 · died]
-        last words
-        ☠ rank 3: killed by SIGKILL (line 5)
-        [rank 4] not run
         [rank 5] interrupted
         [rank 0 · blocked by rank 2]
         a
         careful
         [rank 1] blocked by rank 2
+        [rank 4] not run
         [ranks 6–8] no output
         note (rank 6): the group was restored""")
+
+
+def test_a_failed_rank_stands_above_those_that_ended_well() -> None:
+    """However many they are; of several causes the first one first."""
+    errors = {n: CellError("ValueError", f"{n}", 5, []) for n in (7, 8)}
+    ranks = [
+        rank(n, written(f"{n}\n"), verdict="error" if n in errors else "ok", error=errors.get(n))
+        for n in range(9)
+    ]
+    lines = text(Snapshot(ranks, causes=(8, 7))).split("\n")
+    assert lines[:6] == [
+        "[rank 8 · ValueError]",
+        "8",
+        "ValueError: 8",
+        "[rank 7 · ValueError]",
+        "7",
+        "ValueError: 7",
+    ]
+    assert lines[6] == "[rank 0]"
 
 
 def test_identical_errors_once() -> None:
