@@ -473,7 +473,6 @@ class Part {
     this.scroll = new Scroll(this.lines);
     this.rich = new Map();
     this.visible = view.parts.size < ROWS; // of many, only those that the watcher has seen are drawn
-    this.node.part = this;
     this.title.addEventListener("click", () => view.select(view.selected === "all" ? this.ranks[0] : "all"));
   }
 
@@ -625,7 +624,8 @@ class View {
     this.tabs = new Map();
     this.build(el);
     this.watcher = new IntersectionObserver((seen) => {
-      for (const one of seen) one.target.part.visible = one.isIntersecting;
+      const parts = new Map([...this.parts.values()].map((part) => [part.node, part]));
+      for (const one of seen) if (parts.has(one.target)) parts.get(one.target).visible = one.isIntersecting;
       this.later();
     }, { root: this.body, rootMargin: "200px" });
     this.columns = Infinity; // characters in a row, about

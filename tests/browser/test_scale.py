@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
-from playwright.sync_api import BrowserContext
+from playwright.sync_api import BrowserContext, expect
 
 from tests.browser.driver import JupyterServer, NotebookPage, write_notebook
 from tests.browser.test_live_view import ROOT
@@ -71,6 +71,21 @@ def stream(server: JupyterServer, browser: BrowserContext, n_ranks: int, seconds
         (server.root / f"{name}.ipynb").stat().st_size,
         report["told"],
     )
+
+
+def test_every_rank_can_be_scrolled_to(server: JupyterServer, browser: BrowserContext) -> None:
+    """Of many ranks side by side what comes into sight is drawn, to the last one."""
+    first = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tests.browser.simulated import stream"
+    write_notebook(server.root / "scroll.ipynb", [first, "stream(64, 8, 'scroll.json')"])
+    page = NotebookPage(browser, server, "lab", "scroll.ipynb")
+    page.run(0, 60)
+    page.start(1)
+    for rank in (0, 40, 63):
+        part = page.page.locator(".jddp-part").nth(rank)
+        part.scroll_into_view_if_needed()
+        expect(part).to_contain_text(f"rank {rank} step")
+    page.wait(1)
+    page.close()
 
 
 def test_a_thousand_ranks(server: JupyterServer, browser: BrowserContext) -> None:
