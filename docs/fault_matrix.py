@@ -80,6 +80,7 @@ ROWS = (
         "node agent or forkserver killed",
         (
             f"{LOST}::test_the_agent_is_killed_while_ranks_hold_the_gil",
+            f"{LOST}::test_the_agent_is_killed_where_ranks_have_children",
             f"{LOST}::test_the_agent_is_ended_while_idle",
             f"{OWNERS}::test_the_agent_is_killed",
             f"{OWNERS}::test_the_forkserver_is_killed",

@@ -18,6 +18,9 @@ PROTOCOL_VERSION = 4
 NO_CELL = 0
 """The cell number of what was said outside any cell. Cells are counted from 1."""
 
+NODE_MARK = "JUPYTER_DDP_NODE"
+"""The environment variable that a node agent, its ranks and all that they start have in common."""
+
 Stream = Literal["stdout", "stderr"]
 Backend = Literal["nccl", "gloo"]
 

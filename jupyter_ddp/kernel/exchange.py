@@ -43,6 +43,7 @@ class Node(Protocol):
     @property
     def link(self) -> Link: ...
     def obituary(self) -> str: ...
+    def end_strays(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -325,4 +326,5 @@ class Exchange:
         self._own_poll.unregister(fd)
         self._leader_poll.unregister(fd)
         self.lost_reason = reason or connection.node.obituary()
+        connection.node.end_strays()
         self._handle(NodeLost(connection.node_rank, self.lost_reason))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from jupyter_ddp.core.errors import PoolError
 from jupyter_ddp.core.faults import signal_name
+from jupyter_ddp.core.messages import NODE_MARK
+from jupyter_ddp.launch.strays import end_strays
 
 PRELOAD = (
     "torch",
@@ -43,6 +46,7 @@ class LocalNode:
             raise PoolError(missing)
         self.link, theirs = socket.socketpair()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the agent
+        self._mark = secrets.token_hex(8)
         names = json.dumps([*PRELOAD, *preload])
         arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(_import_path()), names, WORKER_ENTRY]
         try:
@@ -55,6 +59,7 @@ class LocalNode:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 cwd="/",
+                env={**os.environ, NODE_MARK: self._mark},
             )
         except OSError as error:
             self.link.close()
@@ -75,6 +80,10 @@ class LocalNode:
         last = words.rpartition("\n")[2]
         more = f": {last}" if last else ""
         return f"the node agent {how}{more}; %ddp start, or the next %%ddp cell, starts anew"
+
+    def end_strays(self) -> None:
+        """Kill what an agent that was itself killed has left behind: what its ranks had started."""
+        end_strays(NODE_MARK, self._mark)
 
     def close(self, timeout_s: float = 3.0) -> None:
         """End the agent, which ends its ranks; kill it if it has not ended in time."""

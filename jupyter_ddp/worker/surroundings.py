@@ -36,6 +36,8 @@ def torchrun_environ(surroundings: m.Surroundings, place: m.WorkerPlace) -> dict
 def apply_surroundings(surroundings: m.Surroundings, place: m.WorkerPlace) -> None:
     """Environment, threads, directory and sys.path, as a process started now would have them."""
     environ = {**surroundings.environ, **torchrun_environ(surroundings, place)}
+    if (mark := os.environ.get(m.NODE_MARK)) is not None:  # its children are found by it
+        environ[m.NODE_MARK] = mark
     # As torchrun does: ranks that each use all cores stand in each other's way.
     environ.setdefault("OMP_NUM_THREADS", "1")
     environ.setdefault("TORCH_FR_BUFFER_SIZE", "256")

@@ -39,6 +39,8 @@ class FakeNode:
     def obituary(self) -> str:
         return "the node agent was ended by the test"
 
+    def end_strays(self) -> None: ...
+
     def close(self) -> None:
         self.link.close()
         self._thread.join(5)

@@ -40,6 +40,8 @@ class FakeNode:
     def obituary(self) -> str:
         return "the node agent was killed by signal 9"
 
+    def end_strays(self) -> None: ...
+
     def close(self) -> None:
         self.link.close()
         self.closed.set()

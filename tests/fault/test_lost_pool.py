@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +20,23 @@ from tests.fault.pools import (
     gone,
     pids_of,
     states_of,
+    values_of,
 )
 from tests.promises import Stopwatch
+
+CHILDREN = """
+import os, pathlib, subprocess, time
+noted = pathlib.Path("FOLDER", str(rank))
+kids = [subprocess.Popen(["sleep", "301"]), subprocess.Popen(["sleep", "301"], start_new_session=True)]
+subprocess.run(f"setsid sh -c 'echo $$ > {noted}.new; mv {noted}.new {noted}; sleep 301; true' &", shell=True)
+forked = os.fork()
+if not forked:
+    os.setsid()
+    time.sleep(301)
+    os._exit(0)
+while not noted.exists():
+    time.sleep(0.01)
+[*(kid.pid for kid in kids), forked, int(noted.read_text())]"""
 
 
 @pytest.mark.promise("all ranks are killed: `pool lost`", bound_s=1)
@@ -70,6 +87,22 @@ def test_the_agent_is_killed_while_ranks_hold_the_gil(pools: Pools, promised: St
     assert cell.words.startswith("ranks 0-1: the node agent was killed by SIGKILL"), cell.words
     (said,) = cluster.announcements()
     assert said.startswith("pool lost: the node agent was killed by SIGKILL")
+    assert cluster.run(REDUCE).ok
+
+
+@pytest.mark.promise("the node agent is killed: what its ranks have started goes too", bound_s=2)
+def test_the_agent_is_killed_where_ranks_have_children(
+    pools: Pools, promised: Stopwatch, tmp_path: Path
+) -> None:
+    """Children, in a session of their own too, their orphans, and forks: none of them is left."""
+    cluster = pools.of(2)
+    record = cluster.run(CHILDREN.replace("FOLDER", str(tmp_path)))
+    started = [pid for text in values_of(record).values() for pid in json.loads(text)]
+    assert len(started) == 8
+    assert not gone(started)
+    with promised():
+        os.kill(agent_of(cluster), signal.SIGKILL)
+        eventually(lambda: gone(started), 5)
     assert cluster.run(REDUCE).ok
 
 
