@@ -38,6 +38,7 @@ from jupyter_ddp.worker.outbox import Outbox
 from jupyter_ddp.worker.partial_world import PartialWorlds, RefusedCollective
 from jupyter_ddp.worker.random_states import RandomStates, peepholes
 from jupyter_ddp.worker.shell import RankShell
+from jupyter_ddp.worker.signal_handlers import SignalHandlers
 from jupyter_ddp.worker.streams import Streams
 from jupyter_ddp.worker.surroundings import apply_surroundings, torchrun_environ
 from jupyter_ddp.worker.tracebacks import cell_line
@@ -71,6 +72,8 @@ def begin(cells_fd: int, control_fd: int, page_fd: int, agent_pid: int) -> None:
     gate = InterruptGate()
     gate.install()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    handlers = SignalHandlers(gate)
+    handlers.install()
     faulthandler.enable(file=2)
     _end_with(agent_pid)
     page = memoryview(mmap.mmap(page_fd, SHARED_BYTES))
@@ -89,7 +92,7 @@ def begin(cells_fd: int, control_fd: int, page_fd: int, agent_pid: int) -> None:
     first = next(orders)
     assert isinstance(first, m.BeginWorker)
     outbox = Outbox(cells, journal, gate)
-    worker = Worker(first, outbox, journal, gate, control, KeptStates(page[PAGE_BYTES:]))
+    worker = Worker(first, outbox, journal, gate, handlers, control, KeptStates(page[PAGE_BYTES:]))
     worker.serve(orders)
 
 
@@ -129,10 +132,11 @@ class Worker:
         outbox: Outbox,
         journal: Journal,
         gate: InterruptGate,
+        handlers: SignalHandlers,
         control: socket.socket,
         kept: KeptStates,
     ) -> None:
-        self._outbox, self._gate = outbox, gate
+        self._outbox, self._gate, self._handlers = outbox, gate, handlers
         self._surroundings = begin.surroundings
         outbox.rank = begin.place.rank
         apply_surroundings(begin.surroundings, begin.place)
@@ -144,7 +148,7 @@ class Worker:
         self._adoption.install()
         self._partial = PartialWorlds()
         self._shell = RankShell.instance()
-        self._shell.outbox = outbox
+        self._shell.outbox, self._shell.gate = outbox, gate
         is_cell_file = self._shell.is_cell_file
         self._checked = CheckedCollectives(self._group, self._note, is_cell_file)
         self._collectives = Collectives(is_cell_file)
@@ -190,6 +194,7 @@ class Worker:
 
     def _after_fork(self) -> None:
         faulthandler.enable(file=2)
+        self._gate.after_fork()
         self._outbox.after_fork()
         self._streams.after_fork()
         self._control.close_in_fork()
@@ -244,6 +249,8 @@ class Worker:
         self._outbox.begin_cell(order.cell)
         self._streams.install()
         self._control.watch(True)
+        if self._handlers.untold:
+            self._tell_handlers()
         started = time.monotonic()
         verdict, error = self._run_guarded(order)
         duration_s = time.monotonic() - started
@@ -255,6 +262,8 @@ class Worker:
         counts, unfinished = self._collectives.report()
         if not doomed:  # asking it for its generator's state would raise
             self._random.keep()  # first: who is killed right after its end leaves the states of that end
+        if self._handlers.untold:
+            self._tell_handlers()
         self._outbox.say(
             m.CellFinished,
             verdict="error" if doomed else verdict,
@@ -266,6 +275,10 @@ class Worker:
             doomed=doomed,
         )
 
+    def _tell_handlers(self) -> None:
+        for text in self._handlers.take():
+            self._outbox.say(m.Notice, text=text)
+
     def _run_guarded(self, order: m.RunCell) -> tuple[str, m.CellError | None]:
         error: m.CellError | None = None
         try:
@@ -276,7 +289,7 @@ class Worker:
             self._shell.forget_last_error()
             self._let_go(stop)
             return "interrupted", m.CellError("KeyboardInterrupt", "", line, [])
-        except Exception as failure:  # noqa: BLE001  # around the cell: its group, its event loop
+        except BaseException as failure:  # noqa: BLE001  # around the cell: its group, its signal handlers
             self._gate.close()
             error = self._shell.note_failure(failure)
         if error is None:

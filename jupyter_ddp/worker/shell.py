@@ -36,6 +36,7 @@ from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.compiled_cell import cell_file, unpack
 from jupyter_ddp.worker.cell_code import compile_cell
 from jupyter_ddp.worker.cell_sources import CellSources
+from jupyter_ddp.worker.interrupts import InterruptGate
 from jupyter_ddp.worker.tracebacks import forget_sources, left_out, settle_scopes, user_traceback
 
 _MAX_ERROR_CHARS = 256 * 1024
@@ -122,6 +123,7 @@ class RankShell(InteractiveShell):
 
     def __init__(self, **kwargs: Any) -> None:
         self.current_source = ""
+        self.gate = InterruptGate()  # in the rank: its own
         self._failure: m.CellError | None = None
         self.result = _UNWATCHED
         self.raised: BaseException | None = None
@@ -185,7 +187,8 @@ class RankShell(InteractiveShell):
             error = self.result.error_before_exec = rejected
         else:
             error = self.result.error_in_exec = self._run_codes(codes)
-        if error is not None and self._failure is None:
+        # Of an interrupt no traceback is shown; to make one takes long enough for the next to come.
+        if error is not None and self._failure is None and not isinstance(error, KeyboardInterrupt):
             self._note_error(type(error), error, error.__traceback__)
         try:
             if watched or any(self.events.callbacks.values()):  # the cell may have registered one
@@ -232,6 +235,8 @@ class RankShell(InteractiveShell):
 
     def _run_codes(self, codes: list[types.CodeType]) -> BaseException | None:
         """Run a cell's code; give what it raised."""
+        gate = self.gate
+        gate.in_code = True
         try:
             for code in codes:
                 if code.co_flags & inspect.CO_COROUTINE:
@@ -239,9 +244,11 @@ class RankShell(InteractiveShell):
                 else:
                     exec(code, self.user_ns)
         except BaseException as error:  # noqa: BLE001  # whatever a cell raises is its own affair
+            gate.in_code = False
             if isinstance(error, self.custom_exceptions):
                 self.CustomTB(type(error), error, error.__traceback__)
             return error
+        gate.in_code = False
         return None
 
     def _run_in_loop(self, coroutine: Any) -> Any:
@@ -298,7 +305,7 @@ class RankShell(InteractiveShell):
         traceback = [_sendable(str(text)) for text in lines]
         self._failure = m.CellError(kind.__name__, _sendable(_text_of(error)), line, traceback)
 
-    def note_failure(self, error: Exception) -> m.CellError:
+    def note_failure(self, error: BaseException) -> m.CellError:
         """What went wrong around the cell's code, as an error of the cell."""
         self._note_error(type(error), error, error.__traceback__)
         assert self._failure is not None

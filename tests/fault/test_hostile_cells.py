@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import time
 
 import pytest
 
-from tests.fault.pools import REDUCE, Pools, RunningCell, pids_of, run_to_failure, values_of
+from tests.fault.pools import (
+    REDUCE,
+    Pools,
+    RunningCell,
+    eventually,
+    kill,
+    pids_of,
+    run_to_failure,
+    values_of,
+)
 from tests.promises import Stopwatch
 
 CLASS = "class Hostile:\n    def {}"
@@ -152,6 +162,105 @@ def test_a_cells_changes_to_its_process(pools: Pools) -> None:
     cluster.interrupt()
     cell.end(3)
     assert "interrupted" in cell.words
+
+
+RAISES_WHEN_IDLE = {
+    "an exception": ("raise TimeoutError('late')", "TimeoutError: late"),
+    "an exit": ("sys.exit(3)", "SystemExit: 3"),
+    "an interrupt": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+}
+
+
+@pytest.mark.promise("a signal handler that raises between cells ends no rank: the next cell tells it")
+@pytest.mark.parametrize("what", RAISES_WHEN_IDLE)
+def test_a_signal_handler_that_raises_between_cells(pools: Pools, what: str) -> None:
+    """Rank 1's variables are there in the next cell, which says in a line what was raised; once."""
+    cluster = pools.of(2)
+    pids = pids_of(cluster)
+    raises, told = RAISES_WHEN_IDLE[what]
+    record = cluster.run(
+        "import os, signal, sys\nkept, heard = rank, []\n"
+        f"def handler(*_):\n    heard.append(1)\n    {raises}\n"
+        "old = signal.signal(signal.SIGUSR1, handler); signal.getsignal(signal.SIGUSR1) is handler"
+    )
+    assert values_of(record) == {0: "True", 1: "True"}
+    kill(pids[1], signal.SIGUSR1)
+    record = cluster.run(f"{REDUCE}\nkept")
+    assert values_of(record) == {0: "0", 1: "1"}
+    assert list(record[0].notices) == []
+    assert list(record[1].notices) == [f"a handler of SIGUSR1 raised, outside of a cell's code: {told}"]
+    record = cluster.run(f"{REDUCE}\nlen(heard), signal.signal(signal.SIGUSR1, signal.SIG_DFL) is handler")
+    assert values_of(record) == {0: "(0, True)", 1: "(1, True)"}
+    assert list(record[1].notices) == []
+    assert pids_of(cluster) == pids
+
+
+def test_a_signal_handler_that_raises_at_any_moment(pools: Pools) -> None:
+    """A timer whose handler raises 4,000 times a second, in and between cells that print: each cell has one
+    end, behind all that was printed before it, and what is raised in its code is its error.
+    """
+    cluster = pools.of(2)
+    pids = pids_of(cluster)
+    cluster.run(
+        "import signal\nkept = rank\nclass Tick(Exception): pass\ndef tick(*_): raise Tick('tick')\n"
+        "signal.signal(signal.SIGALRM, tick)"
+    )
+    ends = set()
+    for _ in range(40):
+        record = RunningCell(
+            cluster, "signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.00025)\nfor i in range(300): print(i)"
+        ).end()
+        for rank in record:
+            lines = rank.stdout.split("\n")
+            expected = [str(i) for i in range(len(lines))]
+            assert lines[:-1] == expected[:-1]
+            assert lines[-1] in ("", expected[-1])  # a tick may part a line from its end
+            ends.add(rank.error.ename if rank.error else "")
+    assert "Tick" in ends
+    assert ends <= {"Tick", ""}
+    for _ in range(3):  # the first may be ended by a tick of its own
+        RunningCell(cluster, "signal.setitimer(signal.ITIMER_REAL, 0)").end()
+    assert values_of(cluster.run(f"{REDUCE}\nkept")) == {0: "0", 1: "1"}
+    assert pids_of(cluster) == pids
+
+
+@pytest.mark.promise("a DataLoader's worker that is killed between cells costs no rank")
+def test_a_loaders_worker_killed_between_cells(pools: Pools) -> None:
+    """Torch's handler of SIGCHLD raises while the rank waits; the next cell tells torch's words."""
+    cluster = pools.of(2)
+    pids = pids_of(cluster)
+    record = cluster.run(
+        "import multiprocessing, os\nkept = rank\n"
+        "it = iter(torch.utils.data.DataLoader(torch.zeros(9), num_workers=1)); next(it)\n"
+        "multiprocessing.active_children()[0].pid"
+    )
+    worker = int(values_of(record)[1])
+    kill(worker)
+    # A process whose other threads are still ending is gone for /proc before its parent has SIGCHLD.
+    (notice,) = eventually(lambda: cluster.run(REDUCE)[1].notices, 5)
+    assert f"RuntimeError: DataLoader worker (pid {worker}) is killed by signal: Killed" in notice
+    assert values_of(cluster.run(f"{REDUCE}\nkept")) == {0: "0", 1: "1"}
+    assert pids_of(cluster) == pids
+    cluster.run("del it")
+
+
+def test_a_loaders_worker_killed_in_a_cell(pools: Pools) -> None:
+    """The user sees a whole traceback and torch's words, whichever error the loop meets first."""
+    cluster = pools.of(2)
+    _, record = run_to_failure(
+        cluster,
+        "import multiprocessing, os\n"
+        "for i, b in enumerate(torch.utils.data.DataLoader(torch.zeros(5000), num_workers=2)):\n"
+        "    if rank and i == 50: [os.kill(p.pid, 9) for p in multiprocessing.active_children()]",
+    )
+    error = record[1].error
+    assert error is not None
+    assert error.line in (2, 3)
+    shown = re.sub("\x1b.*?m", "", "\n".join([*error.traceback, *record[1].notices]))
+    assert "could not be made" not in shown
+    assert "multiprocessing.active_children" in shown  # the cell's own lines
+    assert "is killed by signal: Killed" in shown
+    assert cluster.run(REDUCE).ok
 
 
 @pytest.mark.promise("a script whose MASTER_PORT is taken joins the pool's group all the same")

@@ -113,6 +113,21 @@ def test_an_interrupted_cell_whose_objects_end_slowly(pools: Pools, promised: St
     assert values_of(cluster.run("kept")) == {0: "0", 1: "1"}
 
 
+def test_an_interrupt_makes_no_traceback(pools: Pools) -> None:
+    """Nobody sees it, and where it takes long the next step's SIGINT would come in its midst."""
+    cluster = pools.of(2)
+    cluster.run(
+        "import time\nshown = get_ipython().InteractiveTB\n"
+        "shown.structured_traceback = lambda *_, **__: time.sleep(60)"
+    )
+    cell = RunningCell(cluster, "print('on')\ntime.sleep(60)")
+    cell.until("on")
+    cluster.interrupt()
+    cell.end(1.5)
+    assert cell.words == "ranks 0-1: interrupted (line 2)"
+    cluster.run("del shown.structured_traceback")
+
+
 BUSY = {
     "loop": "while True: pass",
     "collective": f"if rank: time.sleep(60)\n{REDUCE}",
