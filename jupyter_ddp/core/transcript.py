@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from jupyter_ddp.core.long_lines import without_middle
 from jupyter_ddp.core.messages import MimeBundle, Stream
 from jupyter_ddp.core.terminal import overwritten
 from jupyter_ddp.core.trail import Trail
@@ -340,5 +341,6 @@ def _content(rich: Rich) -> str:
 def _cut(line: str) -> str:
     if len(line) <= MAX_LINE_CHARS:
         return line
-    newline = "\n" if line.endswith("\n") else ""
-    return f"{line[: MAX_LINE_CHARS // 2]} … {line[-MAX_LINE_CHARS // 2 :].rstrip(chr(10))}{newline}"
+    if line.endswith("\n"):
+        return without_middle(line[:-1], MAX_LINE_CHARS) + "\n"
+    return without_middle(line, MAX_LINE_CHARS)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jupyter_ddp.core.long_lines import end_of
 from jupyter_ddp.view.ansi import strip
 from jupyter_ddp.view.blocks import Block, Gap, Lines, Shown
 from jupyter_ddp.view.media import Drawn
@@ -199,7 +200,7 @@ def _end_of(text: str, room: int) -> str:
     if whole_lines:
         return whole_lines
     # Cut within a line only where no control sequence can be cut in two.
-    return "… " + strip(text.rstrip("\n").rpartition("\n")[2])[-room // 2 :]
+    return end_of(strip(text.rstrip("\n").rpartition("\n")[2]), room // 2)
 
 
 def _whole_lines(text: str) -> str:

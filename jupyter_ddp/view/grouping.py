@@ -9,6 +9,7 @@ import json
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from jupyter_ddp.core.long_lines import is_cut
 from jupyter_ddp.core.messages import MimeBundle
 from jupyter_ddp.core.rank_record import RankSnapshot
 from jupyter_ddp.core.record import Snapshot
@@ -23,8 +24,9 @@ class Group(NamedTuple):
 
     @property
     def has_gap(self) -> bool:
-        """Lines are missing from what is shown, so that the ranks are the same as far as one sees."""
-        return any(isinstance(s, Text) and s.omitted_lines for s in self.shown.segments)
+        """Something is missing from what is shown, so that the ranks are the same as far as one sees."""
+        texts = (s for s in self.shown.segments if isinstance(s, Text))
+        return any(text.omitted_lines or is_cut(text.head) or is_cut(text.tail) for text in texts)
 
 
 def groups(snapshot: Snapshot) -> list[Group]:

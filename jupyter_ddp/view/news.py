@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jupyter_ddp.core.healing import what_survives
+from jupyter_ddp.core.long_lines import end_of
 from jupyter_ddp.core.rank_record import RankRecord, RankSnapshot
 from jupyter_ddp.core.record import CellRecord, Snapshot
 from jupyter_ddp.core.topology import named
@@ -45,6 +46,7 @@ MAX_DRAWN_BYTES = 700_000
 """A larger display waits for the end of the cell."""
 _MAX_VALUE_CHARS = 16_000
 _PIECE_BYTES = 40
+_GAP_BYTES = 45
 _ENTRY_BYTES = 30
 _FAILED = ("error", "died", "unknown", "interrupted", "not-run")
 
@@ -371,8 +373,8 @@ def _end_of(line: str, room: int) -> str:
     if _chars(line) <= room:
         return line
     words = strip(line)
-    words = words if words.isascii() else words[-max(20, room // 3) :]
-    return "… " + words[-max(20, room - 4) :]
+    room -= _GAP_BYTES
+    return end_of(words, max(20, room if words.isascii() else room // 3))
 
 
 def _last_lines(text: str, room: int) -> str:

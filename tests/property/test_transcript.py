@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -66,6 +67,19 @@ def test_wide_lines_are_split_alike(text: str, cuts: list[int]) -> None:
     """Lines beyond the bound on their width are cut to the same ends however they arrive."""
     data = text.replace("a", "0123456789").encode()
     assert seen(pieces(data, cuts)) == seen([data])
+
+
+@given(st.text(alphabet="ab", max_size=400), CUTS)
+def test_what_is_missing_of_a_wide_line_is_counted(text: str, cuts: list[int]) -> None:
+    """What is shown of a line and what is said to be missing are the line."""
+    line = text.replace("a", "0123456789")
+    shown = "".join(
+        part for _, parts in seen(pieces(line.encode(), cuts)) for part in parts if isinstance(part, str)
+    )
+    gap = re.search(r" … ([\d,]+) characters? not shown … ", shown)
+    missing = int(gap[1]) if gap else 0
+    assert len(line) == len(shown) - len(gap[0] if gap else "") + missing
+    assert bool(gap) == (len(line) > module.MAX_LINE_CHARS)
 
 
 def terminal(line: str) -> str:

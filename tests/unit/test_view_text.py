@@ -94,6 +94,13 @@ def test_a_failed_rank_stands_above_those_that_ended_well() -> None:
     assert lines[6] == "[rank 0]"
 
 
+def test_a_line_without_its_middle_is_no_identical_line() -> None:
+    """The ranks show the same; what they do not show is anyone's guess."""
+    out = shown(*(rank(n, written("x" * 5000 + "\n")) for n in range(2)))
+    assert out.startswith("[ranks 0–1 · identical where shown]\nxxx")
+    assert " … 904 characters not shown … " in out
+
+
 def test_identical_errors_once() -> None:
     """The same exception everywhere is one traceback; without a traceback, the exception itself."""
     error = CellError("SystemExit", "3", 0, [])
