@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 from msgspec import Struct
@@ -22,6 +22,8 @@ IN_MEMORY_BYTES = 1024 * 1024
 """What a cell writes before a file is opened for it."""
 WITHOUT_FILE_BYTES = 16 * 1024 * 1024
 """What is kept, of the last, where there is no file to be had."""
+READ_BYTES = 1024 * 1024
+"""Of a stream that is read in pieces, the largest."""
 MAX_PIECES = 200_000
 """Runs of one stream in head and in tail each: their index takes memory too."""
 
@@ -88,6 +90,25 @@ class _Ring:
         parts = [(data[:room], self._start + offset), (data[room:], self._start)]
         return [(part, place) for part, place in parts if part]
 
+    @property
+    def kept(self) -> list[_Piece]:
+        """As they are now, in the order they came; `read` knows where they are."""
+        return [_Piece(p.key, p.file, p.at, p.length) for p in self._pieces]
+
+    def read(self, piece: _Piece) -> Iterator[bytes | int]:
+        """A piece's bytes, and the number of those that were written over before they were read."""
+        at, end = piece.at, piece.at + piece.length
+        while at < end:
+            if (gone := min(end, self._written - self._capacity) - at) > 0:
+                yield gone
+                at += gone
+                continue
+            offset = at % self._capacity
+            n_bytes = min(end - at, self._capacity - offset, READ_BYTES)
+            self._file.seek(self._start + offset)
+            yield self._file.read(n_bytes)
+            at += n_bytes
+
     def pieces(self) -> list[_Piece]:
         """Where the bytes are now, in the order they came."""
         found: list[_Piece] = []
@@ -98,6 +119,28 @@ class _Ring:
             if piece.length > first:
                 found.append(_Piece(piece.key, self._file, self._start, piece.length - first))
         return found
+
+
+class KeptStream:
+    """One stream as it is kept, to be read in pieces while the log may go on."""
+
+    def __init__(
+        self, key: _Key, head: list[_Piece], missing_bytes: int, ring: _Ring | None, tail: Sequence[_Piece]
+    ) -> None:
+        self.rank, self.stream = key
+        self._head, self._missing_bytes, self._ring, self._tail = head, missing_bytes, ring, tail
+
+    def read(self) -> Iterator[bytes | int]:
+        """READ_BYTES at most at a time; a number where so many bytes were not kept."""
+        for piece in self._head:
+            for at in range(piece.at, piece.at + piece.length, READ_BYTES):
+                piece.file.seek(at)
+                yield piece.file.read(min(READ_BYTES, piece.at + piece.length - at))
+        if self._missing_bytes:
+            yield self._missing_bytes
+        if self._ring is not None:
+            for piece in self._tail:
+                yield from self._ring.read(piece)
 
 
 class CellLog:
@@ -202,6 +245,18 @@ class CellLog:
         tail = b"".join(piece.read() for piece in later if piece.key == key)
         return Kept(head, self._written.get(key, 0) - len(head) - len(tail), tail)
 
+    def streams(self) -> list[KeptStream]:
+        """Each stream that something was written to, by rank, standard output first."""
+        tails: dict[_Key, list[_Piece]] = {}
+        for piece in self._tail.kept if self._tail is not None else ():
+            tails.setdefault(piece.key, []).append(piece)
+        found = []
+        for key in sorted(self._written, key=lambda key: (key[0], key[1] != "stdout")):
+            head, tail = list(self._pieces.get(key, ())), tails.get(key, ())
+            kept_bytes = sum(piece.length for part in (head, tail) for piece in part)
+            found.append(KeptStream(key, head, self._written[key] - kept_bytes, self._tail, tail))
+        return found
+
     def close(self) -> None:
         """Let go of the file. Every stream reads as empty afterwards."""
         self._closed = True
@@ -210,6 +265,14 @@ class CellLog:
         self._tail = None
         if self._file is not None:
             self._file.close()
+
+
+def size_words(n_bytes: int) -> str:
+    """ "1.5 MiB"."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.3g} {unit}"
+    return f"{n_bytes} bytes"
 
 
 def _write(file: BinaryIO, at: int, data: bytes | memoryview) -> None:

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.log import CellLog
+from jupyter_ddp.core.saved_log import gap
 from jupyter_ddp.core.terminal import strip
 from jupyter_ddp.core.transcript import Segment, Transcript
 from jupyter_ddp.core.verdicts import Verdict
@@ -81,8 +82,11 @@ class RankRecord:
             kept = self._log.read(self.rank, stream)
         if not kept.missing_bytes:
             return (kept.head + kept.tail).decode("utf-8", "replace")
-        gap = f"\n… {kept.missing_bytes:,} bytes were not kept …\n"
-        return kept.head.decode("utf-8", "replace") + gap + kept.tail.decode("utf-8", "replace")
+        return (
+            kept.head.decode("utf-8", "replace")
+            + gap(kept.missing_bytes)
+            + kept.tail.decode("utf-8", "replace")
+        )
 
     def note(self, text: str, withdrawn: bool = False) -> None:
         """Say something of how the cell is run on this rank, once; or no more."""

@@ -11,15 +11,16 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from msgspec import Struct
 
-from jupyter_ddp.core import doomed
+from jupyter_ddp.core import doomed, saved_log
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.errors import DDPError
 from jupyter_ddp.core.faults import describe_exit
-from jupyter_ddp.core.log import QUOTA_BYTES, WITHOUT_FILE_BYTES, CellLog
+from jupyter_ddp.core.log import QUOTA_BYTES, WITHOUT_FILE_BYTES, CellLog, size_words
 from jupyter_ddp.core.rank_record import (
     OWN_FAULTS,
     RankRecord,
@@ -65,6 +66,8 @@ class CellRecord:
         quota_bytes: int = QUOTA_BYTES,
     ) -> None:
         self.cell = cell
+        self.prompt = 0
+        """The number that stands beside the cell in the notebook; 0 where it is in none."""
         self._lock = contextlib.nullcontext() if lock is None else lock
         self.log = CellLog(open_file, quota_bytes)
         self._quota_bytes = quota_bytes
@@ -113,6 +116,23 @@ class CellRecord:
         for r in self:
             kinds.setdefault(r.verdict or "running", []).append(r.rank)
         return f"<cell {self.cell}: " + ", ".join(f"{named(v)} {k}" for k, v in kinds.items()) + ">"
+
+    def save(self, path: str | os.PathLike[str]) -> saved_log.Saved:
+        """Write all that the ranks wrote to a new text file, by sections `[rank 0]` and `[rank 0 · stderr]`.
+
+        Raises FileExistsError for a file that is there, OSError where it cannot be written: then none is
+        left.
+        """
+        place = Path(path)
+        file = place.open("xb")
+        try:
+            with file:
+                with self._lock:
+                    streams = self.log.streams()
+                return saved_log.write(streams, file, self._lock)
+        except BaseException:  # an interrupt too
+            place.unlink()
+            raise
 
     def raise_for_error(self) -> None:
         """Raise RankError, with the cause in one line, unless the cell ended well on every rank."""
@@ -188,7 +208,7 @@ class CellRecord:
             name = errno.errorcode.get(error.errno or 0, "")
             why, last = f"{os.strerror(error.errno or 0)} ({name})", WITHOUT_FILE_BYTES // 2**20
             return f"output can be kept in memory alone, the last {last} MiB: {why}"
-        return f"the cell's log is full ({_size(self._quota_bytes)}): head and tail are kept"
+        return f"the cell's log is full ({size_words(self._quota_bytes)}): head and tail are kept"
 
     def advise(self, text: str) -> None:
         """A remark on the cell as a whole, one line, from before it runs."""
@@ -353,13 +373,6 @@ class RankError(DDPError, RuntimeError):
     def __init__(self, message: str, record: CellRecord | None = None) -> None:
         super().__init__(message)
         self.record = record
-
-
-def _size(n_bytes: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.3g} {unit}"
-    return f"{n_bytes} bytes"
 
 
 def _grouped(pairs: Iterable[tuple[str, int]]) -> list[tuple[str, list[int]]]:

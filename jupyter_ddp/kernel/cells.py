@@ -72,6 +72,7 @@ class Cells:
         def begin() -> None:
             nonlocal execution
             record = CellRecord(cell, ranks, _open_spool, threading.RLock(), log_quota_bytes)
+            record.prompt = count
             execution = self._begin(Execution(record, count))
 
         with InterruptsTo(self._interrupt):

@@ -16,6 +16,7 @@ from jupyter_ddp.core.errors import PoolError, UsageError
 from jupyter_ddp.core.log import QUOTA_BYTES
 from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.core.topology import MAX_WORLD_SIZE, parse_targets
+from jupyter_ddp.kernel import saved_logs
 from jupyter_ddp.kernel.cluster import Cluster
 from jupyter_ddp.kernel.display import CellDisplay, StartDisplay
 from jupyter_ddp.kernel.front_end import content, is_terminal, somebody_watches
@@ -131,6 +132,9 @@ class DDPMagics(Magics):
             heal            replaces dead and doomed ranks; --from copies a living rank's variables into them
         %ddp where | dump
             where           what each rank does, and who waits for whom; dump: with all stacks
+        %ddp log [CELL]
+            log             all that the ranks wrote in the last cell, or in that with this number beside it,
+                            to a file in the working directory
 
         On every rank: rank, local_rank, world_size, device, torch, dist. Variables live on.
         """
@@ -257,6 +261,8 @@ class DDPMagics(Magics):
                 self._say(cluster.where())
             case "dump":
                 self._say(cluster.dump())
+            case "log":
+                self._say(saved_logs.save(cluster.records(), options.cell))
             case other:
                 raise AssertionError(other)
         self._say_announcements()

@@ -19,6 +19,7 @@ from jupyter_ddp.kernel.limits import check_timeout
 
 SUBCOMMANDS = (
     "panel", "status", "start", "stop", "restart", "resize", "heal", "interrupt", "where", "dump",
+    "log",
 )  # fmt: skip
 
 
@@ -74,6 +75,8 @@ class CommandOptions(Struct, frozen=True):
     pool: PoolOptions
     source: int | None = None
     """The rank that `heal --from` names."""
+    cell: int | None = None
+    """The prompt number that `log` is given."""
 
 
 @lru_cache(maxsize=64)  # users repeat a line from cell to cell
@@ -113,9 +116,23 @@ def parse_command_line(line: str) -> CommandOptions:
         parser.add_argument("n", metavar="N")
     if command == "heal":
         parser.add_argument("--from", dest="source", metavar="RANK")
+    if command == "log":
+        parser.add_argument("cell", metavar="CELL", nargs="?")
     given = parser.understand(words[1:])
     count = "%ddp resize" if command == "resize" else "-n"
-    return CommandOptions(command, _pool_options(given, count), _source(getattr(given, "source", None)))
+    source, cell = _source(getattr(given, "source", None)), _cell(getattr(given, "cell", None))
+    return CommandOptions(command, _pool_options(given, count), source, cell)
+
+
+def _cell(text: str | None) -> int | None:
+    if text is None:
+        return None
+    digits = text.removeprefix("[").removesuffix("]")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 9):
+        raise UsageError(
+            f"%ddp log {text}: not the number of a cell; write what stands beside it, as in %ddp log 5"
+        )
+    return int(digits)
 
 
 def _source(text: str | None) -> int | None:

@@ -33,14 +33,23 @@ class Limits(NamedTuple):
     head_share: float
     """The part of a shortened text that is taken from its start."""
     note: str
+    """What is said of a page that is not whole, and how one comes to the rest."""
 
 
 STATIC = Limits(
-    500_000, 10_000_000, 1 / 3, "Shortened to keep the notebook small; the cell's record has it all."
+    500_000,
+    10_000_000,
+    1 / 3,
+    "Shortened to keep the notebook small; %ddp log writes all of the text to a file.",
 )
 STATIC_TEXT = STATIC._replace(chars=300_000)
 """Together below 1 MB, though a thousand ranks differ; figures are the user's own, and may take more."""
-LIVE = Limits(28_000, 12_000, 0.0, "Shortened while the cell runs.")
+LIVE = Limits(
+    28_000,
+    12_000,
+    0.0,
+    "Shortened while the cell runs; when it has ended, %ddp log writes all of the text to a file.",
+)
 """Together 40,000: a live page is sent again up to ten times a second."""
 
 
@@ -54,7 +63,7 @@ class Page(NamedTuple):
 
 def fit(shown: list[Shown], limits: Limits, write: Callable[[Page], str]) -> str:
     """What `write` makes of as much as fits the limits."""
-    whole = Page(shown, [], "")
+    whole = Page(shown, [], limits.note if any(one.group.has_gap for one in shown) else "")
     if sum(map(_text_chars, shown)) <= limits.chars and sum(map(_media_chars, shown)) <= limits.media_chars:
         text = write(whole)
         if _fits(text, whole, limits):

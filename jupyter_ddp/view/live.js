@@ -15,6 +15,7 @@ const ASKED_AFTER_MS = 200; // that a rank is looked at: the notebook kernel tel
 const OUTLIVED_AFTER_MS = 3000; // of the cell's end: by then a page that was there all the time has the static page
 const OUTLIVED =
   "the cell has ended; this page was loaded while it ran, so the notebook's file does not have its output: run it again for that";
+const WAY_ON = "; when it has ended, %ddp log writes all of the text to a file";
 const SETTLED_MS = 120; // after which an unfinished line is shown
 const CHUNK = 100; // lines of one block, which the browser lays out when it comes into sight
 const ROWS = 24; // in the body, when several groups share it
@@ -169,7 +170,8 @@ function lineNode(text, isError, wanted) {
 
 const counted = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 
-const gapNode = (count) => element("div", "jddp-l jddp-gap", `… ${counted(count, "line")} not shown while the cell runs`);
+const gapNode = (count, wayOn = "") =>
+  element("div", "jddp-l jddp-gap", `… ${counted(count, "line")} not shown while the cell runs${wayOn}`);
 
 // --- numbers ------------------------------------------------------------------------------------
 
@@ -443,7 +445,7 @@ class Scroll {
         part.node.append(part.chunk);
       }
       const line = lines[at];
-      part.chunk.append(line.gap ? gapNode(line.gap) : lineNode(line.text, segment.isError));
+      part.chunk.append(line.gap ? gapNode(line.gap, WAY_ON) : lineNode(line.text, segment.isError));
       part.next = line.n + (line.gap ?? 1);
     }
     if (open && !part.open && !(rank.several && segment === rank.segments.at(-1))) {

@@ -71,6 +71,8 @@ def test_bad_options(kernel: NotebookKernel, line: str, named: str) -> None:
         "%ddp start -n x",
         "%ddp restart --bad",
         "%ddp stop now",
+        "%ddp log x",
+        "%ddp log 9999",
         "%%rank\nran = True",
         "%%rank -t 0\nran = True",
         "%%rank 9\nran = True",

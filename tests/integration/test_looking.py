@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from tests.integration.notebook_kernel import NotebookKernel
 
@@ -42,6 +43,29 @@ def test_where_while_a_cell_runs(nb: NotebookKernel) -> None:
     assert "sleeping" in second
     assert "line 4" in second
     assert first.startswith("0")
+
+
+def test_what_a_page_leaves_out_is_in_the_log(nb: NotebookKernel, tmp_path: Path) -> None:
+    """The page names `%ddp log`; the file has every line, of the cell that is named or of the last one."""
+    nb.good(f"import os; os.chdir({str(tmp_path)!r})")
+    long = nb.good(
+        "%%ddp\nimport sys\nfor i in range(3000):\n    print(rank, i)\nprint('!', file=sys.stderr)"
+    )
+    number = nb.evaluate("len(In)") - 1
+    assert "%ddp log writes all of the text to a file" in long.pages[-1]["text/plain"]
+    nb.good("%%ddp\nprint('later')")
+    name = f"ddp-cell-{number}.log"
+    sections = [
+        f"[rank {rank}]\n" + "".join(f"{rank} {i}\n" for i in range(3000)) + f"\n[rank {rank} · stderr]\n!\n"
+        for rank in range(RANKS)
+    ]
+    expected = "\n".join(sections)
+    size = f"{len(expected.encode()) / 1024:.3g} KiB"
+    assert nb.good(f"%ddp log {number}").text == f"{name}: 6,002 lines, {size}\n"
+    assert (tmp_path / name).read_text() == expected
+    assert nb.good("%ddp log").text.endswith(".log: 2 lines, 31 bytes\n")
+    assert "(here " in nb.bad("%ddp log 9999").error
+    nb.good("os.chdir(os.path.expanduser('~'))")
 
 
 def test_a_hang_is_told_live(lab: NotebookKernel) -> None:

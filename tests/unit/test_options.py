@@ -37,6 +37,7 @@ def test_commands() -> None:
     assert parse_command_line("").command == "panel"
     assert parse_command_line("start -n 2 --backend gloo").pool == PoolOptions(2, "gloo")
     assert parse_command_line("resize 8").pool.n == 8
+    assert [parse_command_line(line).cell for line in ("log", "log 5", "log [12]")] == [None, 5, 12]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,9 @@ def test_what_was_meant_by_a_cells_options(line: str, words: str) -> None:
         ("resize x", "%ddp resize x: not a number of ranks; write %ddp resize 4"),
         ("resize 0", "%ddp resize 0: a pool has at least one rank; write %ddp resize 1 or more"),
         ("resize", "%ddp resize: the following arguments are required: N; %ddp? lists the options"),
+        ("log x", "%ddp log x: not the number of a cell; write what stands beside it, as in %ddp log 5"),
+        ("log 1 2", "%ddp log: 2 means nothing here; %ddp? lists the options"),
+        ("logs", "%ddp logs: no such command; did you mean %ddp log?"),
         ("restart 2", "%ddp restart: 2 means nothing here; did you mean -n 2?"),
     ],
 )

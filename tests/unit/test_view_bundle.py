@@ -15,6 +15,7 @@ from jupyter_ddp.core.record import Snapshot
 from jupyter_ddp.core.transcript import Rich, Segment, Text
 from jupyter_ddp.core.verdicts import Verdict
 from jupyter_ddp.view.bundle import MAX_CHARS, MAX_LIVE_CHARS, bundle
+from jupyter_ddp.view.fitting import LIVE, STATIC
 
 
 def written(text: str, stream: Stream = "stdout") -> Text:
@@ -140,8 +141,16 @@ def test_no_background_comes_without_a_text_colour_of_the_same_kind() -> None:
 
 def test_lines_left_out_are_counted_in_their_place() -> None:
     """The gap stands between head and tail of one <pre>."""
-    (run,) = _Reader(html(rank(0, written("x\n" * 1434)))).of("pre")
+    page = _Reader(html(rank(0, written("x\n" * 1434))))
+    (run,) = page.of("pre")
     assert run == "x\n" * 100 + "… 1,234 lines not shown\n" + "x\n" * 100
+    assert page.of("p") == [STATIC.note]
+
+
+def test_what_is_shown_whole_names_no_way_to_the_rest() -> None:
+    """Only a page from which something is missing says where it is."""
+    assert "%ddp log" not in html(rank(0, written("x\n" * 200)), *FAILED[1:])
+    assert "%ddp log" in html(rank(0, written("x" * 5000)))
 
 
 @pytest.mark.parametrize("text", ["\nfirst", "\x1b[K\nfirst"])
@@ -227,7 +236,7 @@ def test_many_ranks_that_all_differ_stay_below_a_megabyte(n_ranks: int, unit: st
     assert len(page) <= MAX_CHARS
     headings = [s for s in _Reader(page).of("summary") if "different" not in s]
     assert [n for s in headings for n in numbers(s)] == list(range(n_ranks))
-    assert "Shortened to keep the notebook small; the cell&#39;s record has it all." in page
+    assert "Shortened to keep the notebook small; %ddp log writes all of the text to a file." in page
 
 
 def test_long_runs_of_folded_groups_are_folded_once_more() -> None:
@@ -261,7 +270,7 @@ def test_a_live_page_is_bounded(ranks: list[RankSnapshot]) -> None:
     """It is sent again up to ten times a second."""
     page = html(*ranks, live=True)
     assert 1_000 < len(page) <= MAX_LIVE_CHARS
-    assert "Shortened while the cell runs." in page
+    assert "Shortened while the cell runs; when it has ended, %ddp log writes" in page
     _Reader(page)
 
 
@@ -292,7 +301,7 @@ def test_an_image_too_large_for_a_live_page_is_counted() -> None:
     """It appears when the cell ends."""
     ranks = [rank(0, written("a\n"), rich(image__png="A" * 20_000), written("b\n"), verdict=None)]
     assert _Reader(html(*ranks, live=True)).of("pre", "p")[1:] == [
-        "a\n", "… 1 output not shown", "b\n", "Shortened while the cell runs.",
+        "a\n", "… 1 output not shown", "b\n", LIVE.note,
     ]  # fmt: skip
     assert "<img" in html(*ranks)
 
