@@ -189,10 +189,16 @@ def unheard(sights: Sights, broken: bool = False) -> str:
 
 
 def needs(sight: Sight, gone: Set[int], world_size: int) -> bool:
-    """The rank waits for one of `gone`, or may do so for all that is known of it."""
+    """The rank waits for one of `gone`."""
     if not isinstance(sight, m.RankSeen) or sight.doing != "waiting":
         return False
     if sight.waits_in in _SENDS:
         return sight.peer in gone or sight.peer < 0
-    pending = [s for s in sight.groups if _pending(sight, s)]
-    return not pending or any(set(members_of(s, world_size)) & gone for s in pending)
+    return any(_pending(sight, s) and set(members_of(s, world_size)) & gone for s in sight.groups)
+
+
+def may_need(sight: Sight) -> bool:
+    """The rank waits, in nothing that names its members: a store, say, or it just goes in or comes out."""
+    if not isinstance(sight, m.RankSeen) or sight.doing != "waiting" or sight.waits_in in _SENDS:
+        return False
+    return not any(_pending(sight, state) for state in sight.groups)

@@ -13,11 +13,14 @@ from msgspec import Struct
 
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.events import Effect, HangSeen, SendToNodes
-from jupyter_ddp.core.hang import Explanation, explain, needs, unheard
+from jupyter_ddp.core.hang import Explanation, explain, may_need, needs, unheard
 from jupyter_ddp.core.steps import Sight, Sights, Steps, out_of_step
 
 LOOK_TIMEOUT_S = 1.5
 """An agent answers for a silent rank after a second."""
+LOOKS_AGAIN = 3
+"""So often who gave no clear answer about a failed peer is asked again, each time after a pause."""
+LOOK_AGAIN_S = 0.25
 SILENT_S = 9.5
 """So long in C code that holds the GIL is told unasked: ten seconds, but for the time between two looks."""
 LOOK_PAUSE_S = 5.0
@@ -57,7 +60,11 @@ class Findings(Struct, frozen=True):
     certain: bool
     """Every rank has answered."""
     blocked: frozenset[int]
-    """Who waits for a rank that has failed, and who was not heard of: it may do so too."""
+    """Who waits for a rank that has failed."""
+    doubtful: frozenset[int]
+    """Who waits, and may do so for one that has failed."""
+    silent: frozenset[int]
+    """Who runs the cell and has not answered: nothing can be said of it."""
 
 
 class Lookout:
@@ -127,18 +134,19 @@ class Lookout:
         """What the answers mean, late ones left out. `broken`: the group was broken under the ranks."""
         purposes, sights = frozenset(self._purposes), self._sights
         late = frozenset(self._awaited)
+        seen = {rank: sight for rank, sight in sights.items() if rank in running}
         self._purposes, self._awaited, self._sights, self.deadline = set(), set(), {}, None
         hang = explain(sights, running, world_size) if running else None
         return Findings(
             purposes,
             hang,
-            unheard({rank: sights[rank] for rank in running & sights.keys()}, broken),
+            unheard(seen, broken),
             silence(sights, running),
             "" if running else out_of_step(sights),
             not late,
-            frozenset(
-                r for r in running if r in late or (r in sights and needs(sights[r], ended, world_size))
-            ),
+            frozenset(rank for rank, sight in seen.items() if needs(sight, ended, world_size)),
+            frozenset(rank for rank, sight in seen.items() if may_need(sight)),
+            frozenset(rank for rank in running if isinstance(sights.get(rank), m.RankUnseen | None)),
         )
 
     def words(self, found: Findings, pressed: bool) -> str:
@@ -168,6 +176,11 @@ class Lookout:
             return []
         self.hang_text = text
         return [HangSeen(cell, text)]
+
+    @property
+    def stuck(self) -> Set[int]:
+        """Who says that it has waited in one place for long."""
+        return self._stuck.keys()
 
     @property
     def hang(self) -> str:

@@ -8,7 +8,7 @@ are and which group they form it only reads.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import assert_never
 
 from jupyter_ddp.core import messages as m
@@ -26,7 +26,7 @@ from jupyter_ddp.core.events import (
     signal_ranks,
 )
 from jupyter_ddp.core.ladder import NOTICE_S, Ladder, Turn
-from jupyter_ddp.core.lookout import Lookout, Purpose
+from jupyter_ddp.core.lookout import LOOK_AGAIN_S, LOOKS_AGAIN, Findings, Lookout, Purpose
 from jupyter_ddp.core.membership import Membership
 from jupyter_ddp.core.topology import named
 from jupyter_ddp.core.verdicts import Verdict
@@ -58,6 +58,8 @@ class RunningCell:
         self._freeing: frozenset[int] = frozenset()
         """Who is freed in a moment from a wait for ranks that have failed; and the words that say so."""
         self._freeing_words = ""
+        self._looks_left = LOOKS_AGAIN
+        """How often those are asked again of which it is not clear whether they wait for a failed rank."""
         self._break_sent = self._kill_sent = False
         self._timeout_s = event.timeout_s
         self.timeout_at = now + event.timeout_s if event.timeout_s else None
@@ -94,7 +96,7 @@ class RunningCell:
                 self._blocked.add(end.rank)
             self._lookout.note(end)
             if end.verdict == "error" or end.group_broken:
-                self._break_by(now + PEER_FAILED_TIMEOUT_S)
+                self._leave_peers_until(now + PEER_FAILED_TIMEOUT_S)
             if end.doomed:
                 self._members.doom(end.rank, end.doomed)
         return [] if self.waiting or not before else self._conclude(now)
@@ -108,7 +110,7 @@ class RunningCell:
         else:
             effects.append(self._members.death(event, self.cell))
         if event.rank in self.targets:
-            self._break_by(now + PEER_DIED_TIMEOUT_S)
+            self._leave_peers_until(now + PEER_DIED_TIMEOUT_S)
         return effects if self.waiting else [*effects, *self._conclude(now)]
 
     def give_up(self, verdict: Verdict, why: str) -> list[Effect]:
@@ -201,6 +203,11 @@ class RunningCell:
         self.deadline = now + KILL_TIMEOUT_S
         return [signal_ranks(self.waiting, signal.SIGKILL, group=True)]
 
+    def _leave_peers_until(self, when: float) -> None:
+        """A rank has failed; the others have until then to end by themselves."""
+        self._looks_left = LOOKS_AGAIN
+        self._break_by(when)
+
     def _break_by(self, when: float) -> None:
         """Whoever still waits for a failed rank at that time is freed."""
         if not self._break_sent:
@@ -250,9 +257,13 @@ class RunningCell:
                 self._warnings.append(f"{found.out_of_step}: {OUT_OF_STEP_MEANS}")
             self._be_over(in_step=found.certain and not found.out_of_step)
             return []
-        # Whoever comes to wait for a failed rank later says so when it has been stuck.
-        if found.blocked and (Purpose.PEERS in found.purposes or (self._failed and not self._ladder.presses)):
-            return self._announce_freeing(found.blocked, now)
+        sees_to_peers = Purpose.PEERS in found.purposes
+        if sees_to_peers or (self._failed and not self._ladder.presses):
+            if blocked := self._to_be_freed(found):
+                return self._announce_freeing(blocked, now)
+            if sees_to_peers and self._looks_left and (found.silent or found.doubtful):
+                self._looks_left -= 1
+                self._break_by(now + LOOK_AGAIN_S)
         if Purpose.INTERRUPT in found.purposes and found.unheard:
             return self._lookout.tell(self.cell, found.unheard)
         effects: list[Effect] = []
@@ -262,6 +273,20 @@ class RunningCell:
         if Purpose.HANG in found.purposes and found.hang is not None and found.hang.out_of_step:
             effects += self._end_hang(now)
         return effects
+
+    def _to_be_freed(self, found: Findings) -> Set[int]:
+        """Who waits for ranks that have failed.
+
+        None of those that did not answer: what would free a rank is what answers for it, its control thread.
+        They are asked again a few times, as is who may just have been on its way into a collective, or out.
+        Then whoever comes to wait says so by itself: a control thread that runs at all tells each ten seconds
+        that its rank is stuck, which causes the next look. One that never runs leaves its rank in C code, or
+        stopped, of which the user is told, and which the third interrupt ends.
+        """
+        if found.blocked:
+            return found.blocked
+        settled = Purpose.PEERS in found.purposes and not self._looks_left
+        return found.doubtful if settled else found.doubtful & self._lookout.stuck
 
     @property
     def _failed(self) -> bool:
@@ -302,11 +327,11 @@ class RunningCell:
             return self._lookout.look(Purpose.PEERS, self._members.alive, now)
         return self._break(now)
 
-    def _announce_freeing(self, blocked: frozenset[int], now: float) -> list[Effect]:
+    def _announce_freeing(self, blocked: Set[int], now: float) -> list[Effect]:
         """Say who is freed from a wait for ranks that have failed, and what it costs: then it is done."""
         if self._break_sent or self._freeing:
             return []
-        self._freeing, self._freeing_words = blocked, self._words_of_freeing(blocked)
+        self._freeing, self._freeing_words = frozenset(blocked), self._words_of_freeing(blocked)
         self._break_by(now + NOTICE_S)
         return [Announced(self._freeing_words, self.cell)]
 
@@ -324,7 +349,7 @@ class RunningCell:
         words, self._freeing, self._freeing_words = self._freeing_words, frozenset(), ""
         return [Announced(words, self.cell, withdrawn=True)] if words else []
 
-    def _words_of_freeing(self, ranks: frozenset[int]) -> str:
+    def _words_of_freeing(self, ranks: Set[int]) -> str:
         failed = sorted(r for r, v in self._verdicts.items() if v in ("error", "died"))
         others = sorted(r for r, v in self._verdicts.items() if v != "ok") or sorted(self._verdicts)
         what = "failed" if failed else f"{'have' if len(others) > 1 else 'has'} lost the process group"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jupyter_ddp.core import messages as m
-from jupyter_ddp.core.hang import doing, explain, needs, unheard
+from jupyter_ddp.core.hang import doing, explain, may_need, needs, unheard
 from jupyter_ddp.core.steps import Sight, Steps, out_of_step
 
 
@@ -124,13 +124,23 @@ def test_background_threads_are_left_alone() -> None:
 
 
 def test_who_needs_a_failed_rank() -> None:
-    """Who waits in a group with it, or may do so; not who waits in a group without it, or computes."""
+    """Who waits in a group with it; not who waits in a group without it, or computes."""
     assert needs(waiting(0, 8), {1}, 4)
     assert not needs(waiting(0, 8, name="1", members=(0, 2)), {1}, 4)
     assert not needs(seen(0, call(7)), {1}, 4)
-    assert needs(m.RankSeen(0, 1, 1, 0, -1, "waiting", waits_in="a store"), {1}, 4)
-    assert needs(m.RankSeen(0, 1, 1, 0, -1, "waiting"), {1}, 4)
-    assert not needs(m.RankSeen(0, 1, 1, 0, -1, "sleeping"), {1}, 4)
+    in_a_store = m.RankSeen(0, 1, 1, 0, -1, "waiting", waits_in="a store")
+    assert not needs(in_a_store, {1}, 4)
+
+
+def test_who_may_need_a_failed_rank() -> None:
+    """Who waits in what names no members; who is in torch's function with nothing begun there is on its way."""
+    assert may_need(m.RankSeen(0, 1, 1, 0, -1, "waiting", waits_in="a store"))
+    assert may_need(m.RankSeen(0, 1, 1, 0, -1, "waiting"))
+    assert may_need(seen(0, call(7), doing="waiting", waits_in="all_reduce"))
+    assert not may_need(waiting(0, 8))
+    assert not may_need(m.RankSeen(0, 1, 1, 0, -1, "waiting", waits_in="recv", peer=1))
+    assert not may_need(m.RankSeen(0, 1, 1, 0, -1, "sleeping"))
+    assert not may_need(m.RankUnseen(0, -1, 1, 0, "R", 12.0))
 
 
 def finished(rank: int, entered: int, name: str = "0", members: tuple[int, ...] = ()) -> m.CellFinished:

@@ -124,17 +124,22 @@ def test_when_all_have_ended_the_finding_is_about_steps(lookout: Lookout) -> Non
 
 
 def test_without_every_answer_nothing_is_certain(lookout: Lookout) -> None:
-    """A rank that was not heard of may wait for one that has failed."""
+    """A rank that was not heard of is not said to wait for one that has failed."""
     number = asked(lookout.look(Purpose.PEERS, [0, 1], NOW))
     lookout.take(seen(0, number))
     found = lookout.conclude({0, 1}, {2}, 3)
     assert not found.certain
-    assert found.blocked
+    assert (found.blocked, found.silent) == (frozenset(), {1})
+    number = asked(lookout.look(Purpose.PEERS, [0, 1, 2], NOW))
+    lookout.take(m.RankSeen(0, 1, CELL, 0, number, "waiting", waits_in="a store"))
+    lookout.take(m.RankUnseen(1, number, CELL, 0, "S", 1.0))
+    found = lookout.conclude({0, 1}, {2}, 3)
+    assert (found.blocked, found.doubtful, found.silent) == (frozenset(), {0}, {1})
     number = asked(lookout.look(Purpose.PEERS, [0], NOW))
     lookout.take(seen(0, number))
     found = lookout.conclude({0}, {2}, 3)
     assert found.certain
-    assert not found.blocked
+    assert not (found.blocked or found.doubtful or found.silent)
 
 
 # --- hangs ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
 from jupyter_ddp.core.ladder import NOTICE_S
-from jupyter_ddp.core.lookout import LOOK_TIMEOUT_S
+from jupyter_ddp.core.lookout import LOOK_AGAIN_S, LOOK_TIMEOUT_S, LOOKS_AGAIN
 from tests.unit.desk import Desk, breaks, interrupts, only, tells
 
 
@@ -191,6 +191,67 @@ def test_nothing_is_asked_while_the_ranks_are_asked_already_or_have_ended(two: D
     two.handle(ev.CellTookLong(1))
     assert two.handle(ev.CellTookLong(1)) == []
     assert two.handle(ev.CellTookLong(7)) == []
+
+
+def slow_to_answer(desk: Desk) -> None:
+    """Rank 1 has failed; rank 2 may wait for it, and does not answer, nor does its agent."""
+    desk.run(0, 1, 2)
+    desk.ends(1, "error")
+    desk.after(bounds.PEER_FAILED_TIMEOUT_S)
+    sees(desk, 0, 0, doing="computing")
+    sees(desk, 1, 0)
+
+
+def test_who_does_not_answer_is_not_said_to_wait(three: Desk) -> None:
+    """On a busy machine: it is asked again, and computes."""
+    slow_to_answer(three)
+    assert tells(three.after(LOOK_TIMEOUT_S + LOOK_AGAIN_S), m.Look) == [0, 1, 2]
+    assert [sees(three, rank, 0, doing="computing") for rank in range(3)] == [[]] * 3
+    assert three.pool.next_deadline is None
+
+
+def test_who_answers_at_the_second_time_is_freed(three: Desk) -> None:
+    slow_to_answer(three)
+    three.after(LOOK_TIMEOUT_S + LOOK_AGAIN_S)
+    sees(three, 0, 0, doing="computing")
+    sees(three, 1, 0)
+    (announced,) = announcements(sees(three, 2, 1, doing="waiting", waits_in="all_reduce"))
+    assert announced.startswith("rank 1 failed, rank 2 waits for it: breaking")
+
+
+def test_who_never_answers_is_asked_no_more_and_is_freed_when_it_comes_forward(three: Desk) -> None:
+    """What would free it does not answer either; when it does, it says that it is stuck."""
+    slow_to_answer(three)
+    asked = tells(three.after(60), m.Look)
+    assert asked == [0, 1, 2] * LOOKS_AGAIN
+    assert three.pool.next_deadline is None
+    stuck(three, 2)
+    sees(three, 0, 0, doing="computing")
+    sees(three, 1, 0)
+    assert announcements(sees(three, 2, 1, doing="waiting", waits_in="all_reduce"))
+    assert three.after(NOTICE_S) == [breaks(1, 0, 1, 2)]
+
+
+def test_who_waits_in_what_names_no_ranks_is_freed_when_it_stays_there(three: Desk) -> None:
+    """In a store, say; where it was only on its way out of a collective, nothing is done."""
+    for stays in (True, False):
+        three.run(0, 1)
+        three.ends(1, "error")
+        three.after(bounds.PEER_FAILED_TIMEOUT_S)
+        effects: list[ev.Effect] = []
+        for _ in range(LOOKS_AGAIN + stays):
+            sees(three, 1, 0)
+            sees(three, 2, 0)
+            effects = sees(three, 0, 0, doing="waiting", waits_in="a store" if stays else "all_reduce")
+            effects += [] if announcements(effects) else three.after(LOOK_AGAIN_S)
+        if stays:
+            assert len(announcements(effects)) == 1
+            three.after(NOTICE_S)
+            three.ends(0, "interrupted", broken=True)
+            three.forms(0, 1, 2)
+        else:
+            assert [sees(three, rank, 0, doing="computing") for rank in range(3)] == [[]] * 3
+            assert three.pool.next_deadline is None
 
 
 def test_where_asks_all_living_ranks(two: Desk) -> None:
