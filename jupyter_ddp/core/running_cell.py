@@ -96,7 +96,8 @@ class RunningCell:
                 self._blocked.add(end.rank)
             self._lookout.note(end)
             if end.verdict == "error" or end.group_broken:
-                self._leave_peers_until(now + PEER_FAILED_TIMEOUT_S)
+                lost = end.group_broken and self._deaths  # whoever waits for this one waits for the dead
+                self._leave_peers_until(now + (PEER_DIED_TIMEOUT_S if lost else PEER_FAILED_TIMEOUT_S))
             if end.doomed:
                 self._members.doom(end.rank, end.doomed)
         return [] if self.waiting or not before else self._conclude(now)
@@ -323,7 +324,7 @@ class RunningCell:
         return self._free(now) if self._freeing else self._see_to_peers(now)
 
     def _see_to_peers(self, now: float) -> list[Effect]:
-        if not (self._ladder.presses or self._deaths):
+        if not self._ladder.presses:
             return self._lookout.look(Purpose.PEERS, self._members.alive, now)
         return self._break(now)
 
@@ -352,7 +353,14 @@ class RunningCell:
     def _words_of_freeing(self, ranks: Set[int]) -> str:
         failed = sorted(r for r, v in self._verdicts.items() if v in ("error", "died"))
         others = sorted(r for r, v in self._verdicts.items() if v != "ok") or sorted(self._verdicts)
-        what = "failed" if failed else f"{'have' if len(others) > 1 else 'has'} lost the process group"
+        dead = failed and all(self._verdicts[rank] == "died" for rank in failed)
+        what = (
+            "died"
+            if dead
+            else "failed"
+            if failed
+            else f"{'have' if len(others) > 1 else 'has'} lost the process group"
+        )
         it, wait = ("them" if len(failed or others) > 1 else "it"), ("wait" if len(ranks) > 1 else "waits")
         return (
             f"{named(failed or others, '-')} {what}, {named(ranks, '-')} {wait} for {it}: "

@@ -45,6 +45,38 @@ def test_a_rank_is_killed_in_a_cell(pools: Pools, promised: Stopwatch, doing: st
     victim.check_aftermath("killed by SIGKILL")
 
 
+GROUPS = "pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]"
+
+
+@pytest.mark.parametrize("n", [4])
+def test_a_death_leaves_alone_a_group_that_it_is_not_in(pools: Pools, n: int) -> None:
+    """Ranks 2 and 3 go on with each other."""
+    cluster = pools.of(n)
+    cluster.run(GROUPS)
+    source = "dist.all_reduce(torch.ones(1), group=pairs[1])"
+    cell = RunningCell(
+        cluster,
+        "import time\nprint('on')\n"
+        "if rank == 0: time.sleep(300)\n"
+        "if rank > 1:\n"
+        "    end = time.monotonic() + 3\n"
+        "    go_on = torch.ones(1)\n"
+        "    while go_on.item():\n"
+        f"        {source}\n"
+        "        go_on.fill_(rank == 3 or time.monotonic() < end)\n"
+        "        dist.broadcast(go_on, src=2, group=pairs[1])\n"
+        "    print('done')",
+    )
+    cell.until("on")
+    os.kill(cluster.status()[0].pid, signal.SIGKILL)
+    record = cell.end()
+    assert [r.verdict for r in record] == ["died", "ok", "ok", "ok"], cell.words
+    assert all("done" in record[rank].stdout for rank in (2, 3))
+    assert cluster.run(source, "2,3").ok
+    cluster.heal()
+    assert cluster.run(REDUCE).ok
+
+
 @pytest.mark.promise("a rank that is killed while it is stopped (SIGSTOP) is named as killed", bound_s=3)
 def test_a_stopped_rank_is_killed(pools: Pools, promised: Stopwatch) -> None:
     """SIGSTOP, then SIGKILL: the signal that ended it is told."""

@@ -73,6 +73,8 @@ class Judge:
         self.exits: set[tuple[int, int]] = set()
         self.unreported: dict[int, Process] = {}
         self.presses = self.generation = 0
+        self.forming = False
+        """For the request that is open, the ranks were told to form a group."""
         self.announced: dict[str, float] = {}
         """What was said of the running cell's ranks and not taken back, and when each kind first was."""
         self.broken_at = 0.0
@@ -144,6 +146,7 @@ class Judge:
             self.members = {r: q for r, q in self.members.items() if r < n}
             self.wanted = n  # what is let go cannot come back, whatever becomes of the resize
         self.launches_due = n if starts else max(0, n - self.wanted)
+        self.forming = False
 
     def _hear_end(self, end: m.CellFinished) -> None:
         its = self.running is not None and end.cell == self.running.cell
@@ -159,7 +162,7 @@ class Judge:
             and dead
             and (event.source is None or event.source in self.members.keys() - dead)
         ):
-            self.request, self.launches_due = event, len(dead)
+            self.request, self.launches_due, self.forming = event, len(dead), False
 
     def judge(self, event: ev.Event, before: p.Phase, effects: list[ev.Effect]) -> None:
         stuck = {q.pid for q in self.members.values() if q.birth_heard and not q.exit_heard}
@@ -241,12 +244,12 @@ class Judge:
                     assert self.presses or copies or self.stuck, "interrupted unasked"
 
     def _judge_breaking(self, effects: list[ev.Effect]) -> None:
-        """Where nobody died and nothing hangs, that a running cell's group is broken is said before."""
+        """Where nothing hangs, and nobody presses, that a running cell's group is broken is said before."""
         breaks = any(isinstance(e, ev.SendToNodes) and _breaks(e.message) for e in effects)
         if not breaks or self.running is None or any(isinstance(e, ev.CellEnded) for e in effects):
             return
         hangs = self.hang_shown or any(isinstance(e, ev.HangSeen) for e in effects)
-        if hangs or any(self.members[r].exit_heard for r in self.running.targets):
+        if hangs or (self.presses and any(self.members[r].exit_heard for r in self.running.targets)):
             return
         said = [at for text, at in self.announced.items() if "breaking the process group" in text]
         assert said, "broken without a word"
@@ -261,6 +264,7 @@ class Judge:
         source = self.request.source if isinstance(self.request, ev.HealRequested) else None
         assert all(form.replaced == tuple(self.replaced) for form in forms)
         assert all(form.source == (-1 if source is None else source) for form in forms)
+        self.forming |= bool(forms)
         self.generation = max([self.generation, *(form.generation for form in forms)])
         if self.world.pool.phase in (p.Phase.READY, p.Phase.FORMING) and any(_ended(e) for e in effects):
             unfit = [q for q in self.members.values() if q.unfit]
@@ -306,6 +310,7 @@ class Judge:
             return
         assert self.request is not None
         request, self.request = self.request, None
+        assert self.forming or "could not join" not in error, "blamed for an earlier group"
         if error and isinstance(request, ev.HealRequested) and self.members:
             self.members |= self.replaced  # all is as it was
         self.replaced = {}

@@ -8,6 +8,8 @@ from typing import Any
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core import pool as p
+from jupyter_ddp.core.bounds import PEER_DIED_TIMEOUT_S
+from jupyter_ddp.core.ladder import NOTICE_S
 from jupyter_ddp.core.topology import make_plan
 
 SURROUNDINGS = m.Surroundings({}, "/", [], "127.0.0.1", 1, "run", 0)
@@ -87,6 +89,13 @@ class Desk:
 
     def dies(self, rank: int, status: int = SIGKILLED, pid: int = 0, stderr: str = "") -> list[ev.Effect]:
         return self.handle(m.WorkerExited(rank, pid or 100 + rank, status, 0, 0, stderr, 0))
+
+    def frees_peers(self, *waiting: int, after_s: float = PEER_DIED_TIMEOUT_S) -> list[ev.Effect]:
+        """A rank has died, and the living are asked: these wait in a collective of all. What is done."""
+        effects = self.after(after_s)
+        for rank in tells(effects, m.Look):
+            self.answers(rank, waits_in="all_reduce" if rank in waiting else "", entered=1)
+        return self.after(NOTICE_S)
 
     def come_up(self, n: int) -> None:
         ranks = range(n)

@@ -133,7 +133,7 @@ def test_who_needs_a_failed_rank() -> None:
 
 
 def test_who_may_need_a_failed_rank() -> None:
-    """Who waits in what names no members; who is in torch's function with nothing begun there is on its way."""
+    """Who waits in what names no members, or is in torch's function with nothing begun there."""
     assert may_need(m.RankSeen(0, 1, 1, 0, -1, "waiting", waits_in="a store"))
     assert may_need(m.RankSeen(0, 1, 1, 0, -1, "waiting"))
     assert may_need(seen(0, call(7), doing="waiting", waits_in="all_reduce"))

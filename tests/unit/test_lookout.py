@@ -139,7 +139,7 @@ def test_without_every_answer_nothing_is_certain(lookout: Lookout) -> None:
     lookout.take(seen(0, number))
     found = lookout.conclude({0}, {2}, 3)
     assert found.certain
-    assert not (found.blocked or found.doubtful or found.silent)
+    assert not found.blocked | found.doubtful | found.silent
 
 
 # --- hangs ------------------------------------------------------------------------------------------

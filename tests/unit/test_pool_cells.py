@@ -97,10 +97,13 @@ def test_ranks_that_compute_on_are_never_killed_unasked(three: Desk) -> None:
 
 
 def test_when_a_rank_dies_the_others_are_freed_after_one_second(three: Desk) -> None:
-    """They are told to let go, are blocked by the dead one, and no group is formed without it."""
+    """They say that they wait for it, and are told to let go; no group is formed without it."""
     three.run(0, 1, 2)
     assert three.dies(1) == []
-    assert three.after(bounds.PEER_DIED_TIMEOUT_S) == [breaks(1, 0, 2)]
+    assert tells(three.after(bounds.PEER_DIED_TIMEOUT_S), m.Look) == [0, 2]
+    three.answers(0, waits_in="all_reduce", entered=1)
+    assert three.answers(2, waits_in="all_reduce", entered=1) == [frees("rank 1 died, ranks 0,2 wait for it")]
+    assert three.after(NOTICE_S) == [breaks(1, 0, 2)]
     three.ends(0, "interrupted", broken=True)
     effects = three.ends(2, "interrupted", broken=True)
     ended = only(effects, ev.CellEnded)
@@ -111,12 +114,34 @@ def test_when_a_rank_dies_the_others_are_freed_after_one_second(three: Desk) -> 
     assert three.pool.phase is p.Phase.READY
 
 
+def test_a_death_leaves_alone_who_does_not_wait_for_it(three: Desk) -> None:
+    """They compute, or wait for each other in a group of their own: nothing is broken, nobody blamed."""
+    three.run(0, 1, 2)
+    three.dies(0)
+    assert three.frees_peers() == []
+    assert three.pool.next_deadline is None
+    three.ends(1)
+    ended = only(three.ends(2), ev.CellEnded)
+    assert (ended.verdicts, ended.reasons) == ({0: "died", 1: "ok", 2: "ok"}, {})
+    assert three.pool.phase is p.Phase.READY
+
+
+def test_who_comes_to_wait_for_a_dead_rank_later_is_freed_soon(three: Desk) -> None:
+    """One of them finds out by itself, from the connection; a second later the others are asked again."""
+    three.run(0, 1, 2)
+    three.dies(0)
+    three.frees_peers()
+    three.after(60)
+    three.ends(1, "interrupted", broken=True)
+    assert three.frees_peers(2) == [breaks(1, 1, 2)]
+
+
 def test_a_death_hastens_the_breaking_but_a_failure_does_not_delay_it(three: Desk) -> None:
     """The earlier deadline counts."""
     three.run(0, 1, 2)
     three.dies(1)
     three.ends(2, "error")
-    assert three.after(bounds.PEER_DIED_TIMEOUT_S) == [breaks(1, 0, 2)]
+    assert three.frees_peers(0) == [breaks(1, 0, 2)]
 
 
 def test_a_press_does_not_delay_the_breaking(three: Desk) -> None:
@@ -225,7 +250,7 @@ def test_at_the_end_of_a_cell_without_its_group_all_the_living_know(three: Desk)
     """Also the rank that the cell was not for: it would wait for those that have let go."""
     three.run(0, 1)
     three.dies(0)
-    three.after(bounds.PEER_DIED_TIMEOUT_S)
+    three.frees_peers(1)
     effects = three.ends(1, "interrupted", broken=True)
     assert effects[0] == breaks(1, 1, 2)
     assert only(effects, ev.CellEnded).reasons == {1: "blocked by rank 0"}
@@ -347,7 +372,7 @@ def test_who_was_freed_before_the_user_interrupted_was_blocked(three: Desk) -> N
     """The user stops one that computes on; that the other was freed from a wait for a dead one stays."""
     three.run(0, 1, 2)
     three.dies(1)
-    three.after(bounds.PEER_DIED_TIMEOUT_S)
+    three.frees_peers(0)
     three.ends(0, "interrupted", broken=True)
     three.interrupt()
     ended = only(three.ends(2, "interrupted"), ev.CellEnded)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_ddp.core import bounds
 from jupyter_ddp.core import events as ev
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.ladder import BREAK_CHANCE_S, INTERRUPT_TIMEOUT_S, NOTICE_S, SIGNAL_CHANCE_S
@@ -104,7 +103,7 @@ def test_a_group_that_was_broken_for_a_dead_rank_is_not_broken_again(three: Desk
     """The three presses are SIGINT twice, and the third kills."""
     three.run(0, 1, 2)
     three.dies(1)
-    assert breaks(1, 0, 2) in three.after(1)
+    assert three.frees_peers(0, 2) == [breaks(1, 0, 2)]
     assert ladder(three.interrupt()) == [interrupts(0, 2)]
     assert ladder(three.interrupt()) == [interrupts(0, 2)]
     assert ladder(three.interrupt()) == [killing("ranks 0,2")]
@@ -122,7 +121,7 @@ def test_nobody_is_asked_what_keeps_it_where_nobody_has_pressed(three: Desk) -> 
     """Ranks may compute on after the group was broken under those that waited for a dead one."""
     three.run(0, 1, 2)
     three.dies(2)
-    assert breaks(1, 0, 1) in three.after(bounds.PEER_DIED_TIMEOUT_S)
+    assert three.frees_peers(0) == [breaks(1, 0, 1)]
     three.ends(1, "interrupted", broken=True)
     assert tells(three.after(BREAK_CHANCE_S), m.Look) == []
     assert three.pool.next_deadline is None
