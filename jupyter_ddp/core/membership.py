@@ -56,6 +56,8 @@ class Membership:
         self.ranks: dict[int, RankState] = {}
         self.plan: Plan | None = None
         self.generation = 0
+        self.awaited = 0
+        """The generation that the ranks were last told to form; 0 while new processes are to come first."""
         self.healing: healing.Healing | None = None
         self._before_change: tuple[Plan, dict[int, RankState]] | None = None
         """What a resize or a heal that fails goes back to."""
@@ -98,6 +100,7 @@ class Membership:
     ) -> list[Effect]:
         """Ask for processes; what still lingers under the same numbers could not be reached afterwards."""
         new = tuple(place.rank for place in places)
+        self.awaited = 0  # what is heard of an earlier one comes late
         lingering = {state.place.rank for state in self._gone} & set(new)
         return [*_kill(lingering), SendToNodes(new, m.StartRanks(places, surroundings, replaces))]
 
@@ -127,6 +130,7 @@ class Membership:
         """A new generation of the group among all ranks."""
         assert self.plan is not None
         self.generation += 1
+        self.awaited = self.generation
         order = self.healing.order if self.healing else m.FormGroup
         return [
             tell_ranks([rank], order(self.generation, self.plan.backend, state.place))

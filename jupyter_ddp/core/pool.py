@@ -205,7 +205,7 @@ class Pool:
         return [StartFinished(), *ready] if started else ready
 
     def _group_failed(self, event: m.GroupFailed, now: float) -> list[Effect]:
-        if event.generation != self.generation:
+        if event.generation != self._members.awaited:
             return []
         why = f"rank {event.rank} could not join the process group: {event.reason}"
         if self.phase is Phase.STARTING:

@@ -107,6 +107,19 @@ def test_a_doomed_rank_has_no_variables_to_give() -> None:
     assert said == "--from 1: rank 1 is doomed; name a living one (ranks 0,2)"
 
 
+def test_what_is_heard_late_of_a_group_that_was_given_up_does_not_spoil_a_heal(three: Desk) -> None:
+    """A resize was undone by a death while its group was formed; its ranks say so when the heal has begun."""
+    three.resize(4)
+    three.forks(3)
+    three.connects(3)
+    three.dies(1)
+    heal(three)
+    assert three.fails_to_form(2) == []
+    three.forks(1, pids=NEW_PIDS)
+    three.connects(1, pids=NEW_PIDS)
+    assert three.forms(0, 1, 2) == [ev.StartFinished()]
+
+
 @pytest.mark.parametrize("fault", ["new dies", "old dies", "interrupt", "late", "no preload"])
 def test_a_heal_that_fails_before_the_group_leaves_the_pool_as_it_was(wounded: Desk, fault: str) -> None:
     """One line says why; the new process is ended, the old group is not touched, the living take cells."""
