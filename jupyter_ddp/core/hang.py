@@ -41,10 +41,12 @@ def explain(sights: Sights, running: Set[int], world_size: int) -> Explanation |
         return None
     if words := mismatch(sights):
         return Explanation(words, out_of_step=True)
+    cells = {sight.cell for sight in waiting.values()}
+    unended = running | {rank for rank, sight in sights.items() if sight.cell not in cells}  # or never begun
     parts = [
-        *_collectives(sights, running, world_size),
-        *_sends(sights, running),
-        *_others(sights, running),
+        *_collectives(sights, unended, world_size),
+        *_sends(sights, unended),
+        *_others(sights, unended),
     ]
     if not parts:
         return None

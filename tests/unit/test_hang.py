@@ -55,6 +55,16 @@ def test_ranks_that_have_ended_the_cell_are_said_to_have() -> None:
     )
 
 
+def test_ranks_that_the_cell_is_not_for_are_not_said_to_have_ended_it() -> None:
+    """Their last cell is an earlier one."""
+    beside = m.RankSeen(3, 1, 0, 0, -1, "idle", groups=(m.GroupState("0", (), 7, (call(7),)),))
+    ended = seen(1, call(7), doing="idle")
+    assert told(waiting(0, 8), ended, beside, running=frozenset({0})) == (
+        "ranks 1,3 have not entered all_reduce #8 (line 14); rank 1 has ended the cell; "
+        "rank 3 does not run the cell; rank 0 waits for them"
+    )
+
+
 def test_a_stopped_rank_and_one_in_c_code_are_named() -> None:
     """They cannot say themselves what they do: their agent does."""
     stopped = m.RankUnseen(1, -1, 1, 5, "T", 12.0)
