@@ -4,7 +4,8 @@ A rank's printing thread puts what it writes here before it is sent: a store cos
 system call, and the page outlives a rank that is killed. Output is sent from here when the page is
 full, when 20 ms have passed, or when the cell ends; the agent reads what a dead rank left behind.
 
-Owns the page's layout. The rank alone writes; every update that matters is one aligned 8-byte store.
+Owns the page's layout. The rank alone writes, but for the one word that says how often the agent has read
+its pipes; every update that matters is one aligned 8-byte store.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _HEADER_WORDS = 8
 _HEADER_BYTES = _HEADER_WORDS * 8
 CAPACITY_BYTES = PAGE_BYTES - _HEADER_BYTES
 
-_BASE, _END, _STREAM, _CELL, _LINE, _GENERATION, _SEEN = range(7)
+_BASE, _END, _STREAM, _CELL, _LINE, _GENERATION, _SEEN, _READS = range(_HEADER_WORDS)
 _STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
 
 
@@ -96,6 +97,15 @@ class Journal:
     @seen_ns.setter
     def seen_ns(self, now_ns: int) -> None:
         self._words[_SEEN] = now_ns
+
+    @property
+    def pipe_reads(self) -> int:
+        """How often the agent has read something from the pipes behind the rank's fd 1 and 2."""
+        return self._words[_READS]
+
+    def note_pipe_read(self) -> None:
+        """The agent alone does."""
+        self._words[_READS] += 1
 
     def release(self) -> None:
         """Let go of the page, so that its mapping can be closed."""

@@ -427,7 +427,7 @@ class Agent:
     def _pipe_callback(self, process: RankProcess, stream: m.Stream) -> Callable[[int], None]:
         def on_pipe(_: int) -> None:
             self._listen(process)  # what it said before it started the child that writes here
-            self._say_all(process.drain_one(stream))
+            self._say_all(process.drain_one(stream, 1))  # what comes next may come behind a print
             if stream in process.ended:
                 self._watch_rank(process)
 

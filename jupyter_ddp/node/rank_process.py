@@ -140,9 +140,9 @@ class RankProcess:
         for stream in _STREAMS:
             yield from self.drain_one(stream)
 
-    def drain_one(self, stream: m.Stream) -> Iterator[m.FdOutput]:
+    def drain_one(self, stream: m.Stream, max_reads: int = _MAX_READS) -> Iterator[m.FdOutput]:
         """One pipe's content. A child that never stops writing does not keep us here."""
-        for _ in range(_MAX_READS):
+        for _ in range(max_reads):
             try:
                 data = os.read(self.pipes[stream], _READ_BYTES)
             except BlockingIOError:
@@ -150,6 +150,7 @@ class RankProcess:
             if not data:  # nobody holds the other end any more
                 self.ended.add(stream)
                 return
+            self.journal.note_pipe_read()
             if stream == "stderr":
                 self._stderr = (self._stderr + data)[-_STDERR_BYTES:]
             seq, self._fd_seq = self._fd_seq, self._fd_seq + 1

@@ -141,7 +141,7 @@ class Worker:
         outbox.rank = begin.place.rank
         apply_surroundings(begin.surroundings, begin.place)
         WithoutCollections.install()
-        self._streams = Streams(outbox)
+        self._streams = Streams(outbox, journal)
         self._streams.install()
         self._group = Group(begin.surroundings)
         self._adoption = Adoption(self._group, lambda text: outbox.say(m.Notice, text=text))
@@ -247,7 +247,7 @@ class Worker:
 
     def _run(self, order: m.RunCell) -> None:
         self._outbox.begin_cell(order.cell)
-        self._streams.install()
+        self._streams.begin_cell()
         self._control.watch(True)
         if self._handlers.untold:
             self._tell_handlers()

@@ -23,6 +23,7 @@ from jupyter_ddp.worker.interrupts import InterruptGate
 
 FLUSH_INTERVAL_S = 0.02
 _PIECE_BYTES = 1024 * 1024
+_LINE_ENDS = (b"\n", b"\r")
 
 
 class Outbox:
@@ -62,7 +63,8 @@ class Outbox:
     def _write(self, stream: m.Stream, data: bytes) -> None:
         self._keep(stream, data)
         now = time.monotonic()
-        if now - self._last_flush > FLUSH_INTERVAL_S:
+        # `print` writes a text and its line's end one after the other: nothing of C code's comes between.
+        if data[-1:] in _LINE_ENDS and now - self._last_flush > FLUSH_INTERVAL_S:
             self._send_waiting(now)
         elif not self._armed:
             self._armed = True

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from jupyter_ddp.core.journal import Journal
 from jupyter_ddp.core.messages import Stream
 from jupyter_ddp.worker.outbox import Outbox
 
@@ -29,8 +30,8 @@ _FDS = {"stdout": 1, "stderr": 2}
 class _RawStream(io.RawIOBase):
     """Takes bytes for the outbox. `fileno` is the real descriptor, for subprocesses."""
 
-    def __init__(self, stream: Stream, outbox: Outbox) -> None:
-        self._stream, self._outbox = stream, outbox
+    def __init__(self, stream: Stream, outbox: Outbox, others: PipeOutput) -> None:
+        self._stream, self._outbox, self._others = stream, outbox, others
 
     @property
     def name(self) -> str:
@@ -47,7 +48,10 @@ class _RawStream(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         piece = bytes(data)
+        near = self._others.let_pass()
         self._outbox.write(self._stream, piece)
+        if near:
+            self._outbox.flush()
         return len(piece)
 
     def flush(self) -> None:
@@ -68,25 +72,56 @@ class _TextStream(io.TextIOWrapper):
         raise io.UnsupportedOperation("a rank's own stream cannot be detached")
 
 
-def _wait_until_read() -> None:
-    """Until the agent has read what is in the pipes behind fd 1 and 2; not for long."""
-    deadline = time.monotonic() + _READ_TIMEOUT_S
-    unread = array.array("i", [0])
-    for fd in _FDS.values():
-        try:
-            while fcntl.ioctl(fd, termios.FIONREAD, unread) == 0 and unread[0]:
+class PipeOutput:
+    """What C code and child processes write to fd 1 and 2, which comes to the agent another way than prints.
+
+    What was written there before a print is shown before it: the print waits until the agent has read it.
+    And once a cell has written there, each print is sent at once: what is written there next comes after.
+    """
+
+    def __init__(self, outbox: Outbox, journal: Journal) -> None:
+        self._outbox, self._journal = outbox, journal
+        self._near = False
+        self._reads = 0
+        self._unread = array.array("i", [0])
+
+    def begin(self) -> None:
+        """A cell begins."""
+        self._near, self._reads = False, self._journal.pipe_reads
+
+    def let_pass(self) -> bool:
+        """Before a print: let pass what was written before it. True where there has been any in this cell."""
+        if self._is_unread(1) or self._is_unread(2):
+            self._near = True
+            self._outbox.flush()  # printed before that
+            self.wait_until_read()
+        elif not self._near and self._journal.pipe_reads != self._reads:
+            self._near = True
+        return self._near
+
+    def wait_until_read(self) -> None:
+        """Until the agent has read what is in the pipes now; not for long."""
+        deadline = time.monotonic() + _READ_TIMEOUT_S
+        # A read takes all there is, and one may have been under way: what comes meanwhile is not waited for.
+        enough = self._journal.pipe_reads + 2 * len(_FDS)
+        for fd in _FDS.values():
+            while self._is_unread(fd) and self._journal.pipe_reads < enough:
                 if time.monotonic() > deadline:
                     return
                 select.select([], [], [], _READ_STEP_S)
+
+    def _is_unread(self, fd: int) -> bool:
+        try:
+            return fcntl.ioctl(fd, termios.FIONREAD, self._unread) == 0 and self._unread[0] > 0
         except OSError:
-            pass  # the cell has put something else there
+            return False  # the cell has put something else there
 
 
 class Streams:
     """The rank's own two streams, put back before each cell."""
 
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
+    def __init__(self, outbox: Outbox, journal: Journal) -> None:
+        self._outbox, self._others = outbox, PipeOutput(outbox, journal)
         self._libc = ctypes.CDLL(None)
         self._c_buffers: list[ctypes.Array[ctypes.c_char]] = []  # C's for as long as the process lives
         for name in ("stdout", "stderr"):
@@ -104,7 +139,7 @@ class Streams:
         # write_through: each write goes to the outbox at once. backslashreplace: what cannot be
         # encoded (a lone surrogate) is shown, as on Python's own stderr, and stops no cell.
         return _TextStream(
-            _RawStream(stream, self._outbox),  # serves as the buffer itself: no second copy
+            _RawStream(stream, self._outbox, self._others),  # serves as the buffer itself: no second copy
             encoding="utf-8",
             errors="backslashreplace",
             newline="\n",
@@ -118,16 +153,20 @@ class Streams:
         os.register_at_fork(before=self._outbox.flush)
 
     def _ordered(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        outbox = self._outbox
+        outbox, others = self._outbox, self._others
 
         @functools.wraps(call)
         def ordered(*args: Any, **kwargs: Any) -> Any:
             outbox.flush()
             result = call(*args, **kwargs)
-            _wait_until_read()
+            others.wait_until_read()
             return result
 
         return ordered
+
+    def begin_cell(self) -> None:
+        self.install()
+        self._others.begin()
 
     def install(self) -> None:
         """In place of whatever a cell has put there."""

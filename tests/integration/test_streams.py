@@ -103,7 +103,7 @@ def test_a_giant_line(nb: NotebookKernel) -> None:
     assert nb.evaluate("[(len(r.stdout), set(r.stdout)) for r in _record]") == [(5_000_001, {"x", "\n"})] * 2
     ranks = nb.ranks("print('y' * 100_000)")
     assert len(ranks.cell.html) < 100_000
-    assert re.search(r"y … y", ranks.cell.text)
+    assert re.search(r"y … [0-9,]+ characters not shown … y", ranks.cell.text)
 
 
 def test_stdout_and_stderr_of_a_thread_pool(nb: NotebookKernel) -> None:
@@ -124,6 +124,38 @@ def test_order_within_a_stream(nb: NotebookKernel) -> None:
     assert ranks.stdout == ["py 0\nsh 0\npy 1\nsh 1\npy 2\nsh 2\n"] * 2
     text = nb.ranks("print('one')\ndisplay('two')\nprint('three')\n'four'").cell.text
     assert text.index("one") < text.index("two") < text.index("three") < text.index("four")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "libc.puts(b'1'); libc.fflush(None); print(2)",
+        "os.write(1, b'1\\n'); print(2)",
+        "os.write(2, b'0\\n'); os.write(1, b'1\\n'); print(2)",
+        "for i in range(1, 200, 2):\n    os.write(1, f'{i}\\n'.encode()); print(i + 1)",
+        "for i in range(1, 200, 2):\n    print(i); os.write(1, f'{i + 1}\\n'.encode())",
+    ],
+)
+def test_prints_and_c_code_keep_their_order(nb: NotebookKernel, code: str) -> None:
+    """What one thread writes by turns in both ways stands in the order in which it was written."""
+    for _ in range(5):
+        for text in nb.ranks(_LIBC + code).stdout:
+            numbers = [int(line) for line in text.splitlines()]
+            assert numbers == list(range(1, len(numbers) + 1)), text
+
+
+def test_a_child_that_floods_does_not_hold_up_prints(nb: NotebookKernel) -> None:
+    """What comes while a print waits is not waited for."""
+    code = (
+        "import time\nchild = subprocess.Popen(['yes'])\nbegan = time.monotonic()\n"
+        "for i in range(100):\n    print(f'mine {i}')\n"
+        "child.kill(); taken = time.monotonic() - began\nchild.wait()\ntaken"
+    )
+    ranks = nb.ranks(_LIBC + code, timeout_s=60)
+    assert max(ranks.values) < 5
+    assert [re.findall("mine [0-9]+", text) for text in ranks.stdout] == [
+        [f"mine {i}" for i in range(100)]
+    ] * 2
 
 
 def test_output_stands_in_the_cell_that_wrote_it(nb: NotebookKernel) -> None:

@@ -44,9 +44,11 @@ def test_a_cells_first_output_is_sent_at_once(desk: Desk) -> None:
     """Nobody else may be able to send it later: what comes next may hold the GIL. What follows soon waits."""
     for cell in (1, 2):
         desk.outbox.begin_cell(cell)
-        desk.outbox.write("stdout", b"on")
-        assert desk.sent() == [(cell, b"on")]
-        desk.outbox.write("stdout", b"more")
+        desk.outbox.write("stdout", b"on")  # `print` writes the line's end by itself
+        assert desk.sent() == []
+        desk.outbox.write("stdout", b"\n")
+        assert desk.sent() == [(cell, b"on\n")]
+        desk.outbox.write("stdout", b"more\n")
         assert desk.sent() == []
         desk.outbox.flush()
-        assert desk.sent() == [(cell, b"more")]
+        assert desk.sent() == [(cell, b"more\n")]
