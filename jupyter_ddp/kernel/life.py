@@ -162,11 +162,14 @@ class Life:
             return self._start(wishes, on_progress)
 
     def _start(self, wishes: Wishes, on_progress: OnProgress | None) -> str:
+        began = time.monotonic()
         plan = self._plan(wishes)
+        if on_progress is not None:  # torch's import here may take seconds, before there are any ranks
+            on_progress(time.monotonic() - began)
         if remark := shared_memory_remark(len(plan.places)):
             self.announced.append(remark)
         self._run_id = secrets.token_hex(4)  # a new pool never meets the store's keys of an earlier one
-        self._come_up(ev.StartRequested(plan, self._surroundings(plan)), on_progress)
+        self._come_up(ev.StartRequested(plan, self._surroundings(plan)), on_progress, began=began)
         self._wishes = replace(wishes.before(self._wishes), n=len(plan.places))
         return _choice(plan)
 
@@ -235,9 +238,10 @@ class Life:
         request: ev.StartRequested | ev.ResizeRequested | ev.HealRequested,
         on_progress: OnProgress | None = None,
         limit_s: float = bounds.START_TIMEOUT_S,
+        began: float | None = None,
     ) -> None:
         waiter = self._starting = Waiter()
-        began = time.monotonic()
+        began = time.monotonic() if began is None else began
 
         def wait(timeout_s: float) -> bool:
             done = waiter.wait(timeout_s)

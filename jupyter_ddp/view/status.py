@@ -134,6 +134,8 @@ def progress_text(seconds: float, ranks: Sequence[RankLine]) -> str:
     shared = f" on {len(gpus)} GPU{'s' if len(gpus) != 1 else ''}" if 0 < len(gpus) < len(ranks) else ""
     count = f"starting {len(ranks)} rank{'s' if len(ranks) != 1 else ''}{shared}"
     time = f" ({seconds:.0f} s)" if seconds >= _TIME_SHOWN_AFTER_S else ""
+    if not ranks:
+        return f"starting the ranks{time}: importing torch"
     if all(r.state == "waiting" for r in ranks):
         return f"{count}{time}: importing torch"
     if len(ranks) > _CHIPS:

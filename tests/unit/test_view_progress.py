@@ -20,6 +20,7 @@ def test_each_rank_ticks_off_its_step() -> None:
 
 def test_before_there_is_any_process() -> None:
     """What is waited for then is torch."""
+    assert progress_text(2.5, []) == "starting the ranks (2 s): importing torch"
     assert progress_text(0.1, [rank(0, "waiting")]) == "starting 1 rank: importing torch"
 
 
