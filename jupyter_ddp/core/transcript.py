@@ -111,7 +111,8 @@ class Text:
             self.omitted_lines += lines
             self._trimmed_lines += lines
             if trail is not None:
-                trail.step(left_out)
+                drawn = "\r" in left_out or "\b" in left_out
+                trail.leap("\n".join(map(overwritten, left_out.split("\n"))) if drawn else left_out)
             self.omitted_chars += len(left_out) + 1
             text = "\n".join(last)
         return text

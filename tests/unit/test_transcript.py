@@ -196,6 +196,23 @@ def test_an_endless_line_is_cut_in_its_middle() -> None:
     assert text_of(line + "\n", "next") == f"{seen}\nnext"
 
 
+@pytest.mark.parametrize("line", ["line {}", "\rold {}\rline {}"])
+def test_a_flood_leaves_the_same_trail_however_it_comes(line: str) -> None:
+    """Two ranks that print the same are seen to, whole or in pieces; one that prints another line is not."""
+    text = "".join(line.format(n, n) + "\n" for n in range(3000))
+    trails = set()
+    for size in (len(text), 10_000, 7_777, 100):
+        transcript = Transcript()
+        for at in range(0, len(text), size):
+            transcript.write("stdout", "python", text[at : at + size].encode())
+        trails.add(transcript.trail.here)
+    assert len(trails) == 1
+    other = Transcript()
+    other.write("stdout", "python", text.replace("line 1500", "line 1501").encode())
+    assert other.trail.here not in trails
+    assert other.trail.steps == 3000
+
+
 def test_streams_that_alternate_are_bounded_too() -> None:
     """Lines to stdout and stderr by turns, without end, stay a display that a browser can hold."""
     transcript = Transcript()
