@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from typing import get_args
 
 from msgspec import Struct
 
@@ -129,6 +130,8 @@ def make_plan(
         if missing:
             there = f"write some of {ranges(range(len(gpus)), '-')}" if gpus else "none is visible"
             raise UsageError(f"--devices: there is no GPU {missing[0]}; {there}, or leave it out")
+    if backend not in (None, *get_args(Backend)):
+        raise UsageError(f"backend {backend!r}: there are nccl, gloo and auto")
     n_gpus = len(gpus if devices is None else devices)
     if backend == "nccl" and n_gpus < world_size:
         raise UsageError(

@@ -59,6 +59,8 @@ class Cluster:
         preload: Sequence[str] = (),
         log_quota_bytes: int = QUOTA_BYTES,
     ) -> None:
+        if isinstance(preload, str):
+            raise UsageError(f"preload={preload!r}: a list of modules' names is wanted: [{preload!r}]")
         self.log_quota_bytes = log_quota_bytes
         self._life = life = Life(
             Wishes(n, backend, devices),

@@ -164,7 +164,7 @@ class Life:
     def _start(self, wishes: Wishes, on_progress: OnProgress | None) -> str:
         began = time.monotonic()
         plan = self._plan(wishes)
-        if on_progress is not None:  # torch's import here may take seconds, before there are any ranks
+        if on_progress is not None and self.torch.busy:  # for seconds, before there are any ranks
             on_progress(time.monotonic() - began)
         if remark := shared_memory_remark(len(plan.places)):
             self.announced.append(remark)

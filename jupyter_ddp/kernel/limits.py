@@ -20,6 +20,8 @@ SHARED_BYTES_PER_RANK = 8 * 1024 * 1024
 
 def check_world_size(n: int, running: int = 0) -> None:
     """Raise UsageError for a number of ranks that no pool, or not this machine, can have."""
+    if not isinstance(n, int):
+        raise UsageError(f"{n!r}: not a number of ranks; write a whole one, as in Cluster(4)")
     if n < 1:
         raise UsageError(f"-n {n}: a pool has at least one rank; write -n 1 or more")
     if n > MAX_WORLD_SIZE:

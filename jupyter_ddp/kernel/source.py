@@ -66,6 +66,8 @@ def prepare(cell: str, first_line: int = 1, shell: Any = None) -> PreparedSource
 
     Raises UsageError for an empty cell or a syntax error.
     """
+    if not isinstance(cell, str):
+        raise UsageError(f"{type(cell).__name__} is no source: a cell's text is wanted; nothing was run")
     if not cell.strip():
         raise UsageError("the cell is empty: write the code for the ranks below %%ddp")
     try:

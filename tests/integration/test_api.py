@@ -146,6 +146,20 @@ def test_check_false(nb: NotebookKernel) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("with Cluster(2, backend='mpi'): pass", "backend 'mpi': there are nccl, gloo and auto"),
+        ("with Cluster(2.5): pass", "2.5: not a number of ranks; write a whole one, as in Cluster(4)"),
+        ("Cluster(2, preload='math')", "preload='math': a list of modules' names is wanted: ['math']"),
+        ("Cluster(2).run(123)", "int is no source: a cell's text is wanted; nothing was run"),
+    ],
+)
+def test_arguments_that_make_no_sense(nb: NotebookKernel, code: str, words: str) -> None:
+    """One line, as for the magics; no pool is started, and no process of one ends."""
+    assert nb.bad(f"from jupyter_ddp import Cluster\n{code}").error == f"UsageError: {words}"
+
+
 def test_targets_of_run(nb: NotebookKernel) -> None:
     """`targets` is text as after `-t`, or numbers."""
     nb.good("c = get_ipython().magics_manager.registry['DDPMagics'].cluster")
