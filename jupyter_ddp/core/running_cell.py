@@ -157,8 +157,15 @@ class RunningCell:
     def _lay_blame(self) -> None:
         """On the ranks that have failed of themselves, for those that were freed from a wait for them."""
         culprits = sorted(r for r, v in self._verdicts.items() if v in ("error", "died"))
-        for rank in self._blocked if culprits else ():
-            self._reasons.setdefault(rank, f"blocked by {named(culprits, '-')}")
+        dead = self._members.dead
+        if not (culprits or dead):
+            return
+        words = f"blocked by {named(culprits or dead, '-')}"
+        if not culprits:  # they were dead before
+            which, it = ("which are", "them") if len(dead) > 1 else ("which is", "it")
+            words += f", {which} dead; %ddp heal replaces {it}"
+        for rank in self._blocked:
+            self._reasons.setdefault(rank, words)
 
     # -- interrupts and broken groups --------------------------------------------------------------
 

@@ -222,6 +222,11 @@ class Group:
 
     def blames_peer(self, error: BaseException) -> bool:
         """The exception says that the group is gone, not that this rank did something wrong."""
+        return (self.broken and isinstance(error, RuntimeError)) or self.says_it_is_gone(error)
+
+    @staticmethod
+    def says_it_is_gone(error: BaseException) -> bool:
+        """The same, by the exception's own words."""
         if not isinstance(error, RuntimeError):
             return False
-        return self.broken or isinstance(error, dist.DistError) or bool(_PEER_GONE.search(str(error)))
+        return isinstance(error, dist.DistError) or bool(_PEER_GONE.search(str(error)))

@@ -35,7 +35,7 @@ from jupyter_ddp.worker.inheritance import Inheritance, introduced
 from jupyter_ddp.worker.interrupts import InterruptGate
 from jupyter_ddp.worker.late_imports import WithoutCollections
 from jupyter_ddp.worker.outbox import Outbox
-from jupyter_ddp.worker.partial_world import PartialWorlds, RefusedCollective
+from jupyter_ddp.worker.partial_world import BROKEN, PartialWorlds, RefusedCollective
 from jupyter_ddp.worker.random_states import RandomStates, peepholes
 from jupyter_ddp.worker.shell import RankShell
 from jupyter_ddp.worker.signal_handlers import SignalHandlers
@@ -281,6 +281,7 @@ class Worker:
 
     def _run_guarded(self, order: m.RunCell) -> tuple[str, m.CellError | None]:
         error: m.CellError | None = None
+        lost = self._group.broken  # in an earlier cell: who uses it still is told so, and is no one's victim
         try:
             error = self._run_checked(order) if order.checks else self._run_gated(order)
         except KeyboardInterrupt as stop:
@@ -296,10 +297,14 @@ class Worker:
             return "ok", None
         if error.ename == "SystemExit":
             return self._exited(error)
-        if self._blames_peer():
-            self._group.broken = True
-            return "interrupted", error
-        return "error", error
+        if not self._blames_peer(lost):
+            return "error", error
+        if lost:
+            words = f"the process group {BROKEN}"
+            text = [*error.traceback, words]
+            return "error", m.CellError(error.ename, words, error.line, text)
+        self._group.broken = True
+        return "interrupted", error
 
     def _let_go(self, stop: KeyboardInterrupt) -> None:
         """Of what the cell was in the middle of, which its traceback holds: a DataLoader's workers, say.
@@ -314,12 +319,14 @@ class Worker:
         except KeyboardInterrupt:
             self._gate.close()
 
-    def _blames_peer(self) -> bool:
+    def _blames_peer(self, lost: bool) -> bool:
         # Not where the cell is run from: that frame is in the exception's traceback, and a reference there
         # would keep both, and all that the cell's frames refer to, until the next garbage collection.
         raised = self._shell.raised
         refused = isinstance(raised, RefusedCollective | CollectiveMismatch)
-        return raised is not None and not refused and self._group.blames_peer(raised)
+        if raised is None or refused:
+            return False
+        return self._group.says_it_is_gone(raised) if lost else self._group.blames_peer(raised)
 
     def _run_gated(self, order: m.RunCell) -> m.CellError | None:
         self._gate.open()

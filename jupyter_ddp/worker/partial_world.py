@@ -17,6 +17,8 @@ from torch.distributed import distributed_c10d as c10d
 from jupyter_ddp.core.topology import named
 from jupyter_ddp.worker.carry_over import OURS
 
+BROKEN = "was broken when a rank died; %ddp heal forms it again"
+
 
 class RefusedCollective(RuntimeError):
     """A collective that could not come to an end was not begun."""
@@ -92,7 +94,7 @@ class PartialWorlds:
             "pass group=group, the process group of just these ranks"
         )
         if broken:
-            why = "there is no process group: it was broken when a rank died; %ddp heal forms it again"
+            why = f"there is no process group: it {BROKEN}"
         stand_in = PartOfTheWorld(world.rank(), world.size(), why)
         state = c10d._world
         tables: tuple[dict[Any, Any], ...] = (

@@ -10,7 +10,7 @@ import signal
 
 import pytest
 
-from tests.fault.pools import REDUCE, Pools, RunningCell, gone
+from tests.fault.pools import REDUCE, Pools, RunningCell, eventually, gone, run_to_failure
 from tests.fault.victim import Victim
 from tests.promises import Stopwatch
 
@@ -46,6 +46,7 @@ def test_a_rank_is_killed_in_a_cell(pools: Pools, promised: Stopwatch, doing: st
 
 
 GROUPS = "pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]"
+DDP = "model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))"
 
 
 @pytest.mark.parametrize("n", [4])
@@ -75,6 +76,26 @@ def test_a_death_leaves_alone_a_group_that_it_is_not_in(pools: Pools, n: int) ->
     assert cluster.run(source, "2,3").ok
     cluster.heal()
     assert cluster.run(REDUCE).ok
+
+
+def test_groups_of_earlier_cells_after_a_death(pools: Pools) -> None:
+    """A cell on the living that uses one fails with the remedy in its words; other errors are its own."""
+    cluster = pools.of(2)
+    cluster.run("pair = dist.new_group([0, 1])\n" + DDP)
+    cell = RunningCell(cluster, "print('on'); dist.recv(torch.ones(1), src=1 - rank, tag=7)")
+    cell.until("on")
+    os.kill(cluster.status()[1].pid, signal.SIGKILL)
+    assert [r.verdict for r in cell.end()] == ["interrupted", "died"]
+    for source in ("dist.barrier(pair)", "model(torch.ones(1, 2)).sum().backward()"):
+        words, record = run_to_failure(cluster, source, "0")
+        assert record[0].verdict == "error"
+        assert "was broken when a rank died; %ddp heal forms it again (line 1)" in words
+    assert "RuntimeError: mine (line 1)" in run_to_failure(cluster, "raise RuntimeError('mine')", "0")[0]
+    cluster.heal(0)
+    os.kill(cluster.status()[1].pid, signal.SIGKILL)
+    eventually(lambda: cluster.status()[1].state == "dead", 5)
+    words, _ = run_to_failure(cluster, "dist.barrier(pair)", "0")
+    assert "rank 0: blocked by rank 1, which is dead; %ddp heal replaces it" in words
 
 
 @pytest.mark.promise("a rank that is killed while it is stopped (SIGSTOP) is named as killed", bound_s=3)

@@ -272,6 +272,15 @@ def test_nobody_is_blamed_where_nobody_failed(three: Desk) -> None:
     assert only(three.ends(1, "interrupted", broken=True), ev.CellEnded).reasons == {}
 
 
+def test_who_needs_one_that_was_dead_before_is_blocked_by_it(three: Desk) -> None:
+    """It used a group of an earlier cell; the reason says what to do."""
+    three.dies(1)
+    three.run(0, 2)
+    three.ends(0)
+    ended = only(three.ends(2, "interrupted", broken=True), ev.CellEnded)
+    assert ended.reasons == {2: "blocked by rank 1, which is dead; %ddp heal replaces it"}
+
+
 def test_a_group_found_broken_frees_the_others_though_nobody_failed(three: Desk) -> None:
     """A rank may have lost its group and ended well: who waits for it is freed like after an error."""
     three.run(0, 1)
