@@ -963,7 +963,9 @@ class View {
   }
 
   drawNothing() {
-    const text = this.find.value.trim() ? "nothing matches so far" : "no output so far";
+    const partly = this.wanted && [...this.store.ranks.values()].some((rank) => rank.lines > rank.kept);
+    const nothing = partly ? `nothing matches in the lines that are here while the cell runs${WAY_ON}` : "nothing matches so far";
+    const text = this.find.value.trim() ? nothing : "no output so far";
     if (this.body.textContent !== text) this.body.replaceChildren(element("div", "jddp-quiet", text));
     this.order = "";
   }

@@ -112,7 +112,11 @@ t = torch.tensor([1.0 if rank == 3 else kept])
 dist.all_reduce(t)
 print("sum", t.item())"""
 SILENT = f"%%ddp\n{UNTIL_GO.strip()}"
-SHOWN_IN_ALL = [SEVERAL_SHOWN, LONG_LINES, DOTS]
+FLOOD = f"""\
+%%ddp
+for i in range(3000):
+    print("row", i){UNTIL_GO}"""
+SHOWN_IN_ALL = [SEVERAL_SHOWN, LONG_LINES, DOTS, FLOOD]
 CELLS = [
     *[START, STREAMS, SAME, BARS, RICH, BLOCKED, HOSTILE, FAILS_ALIKE, HANG, DEATH, HEAL, AFTER, SILENT],
     *SHOWN_IN_ALL,
@@ -248,6 +252,20 @@ def test_the_search_finds_lines(lab: NotebookPage) -> None:
     live.root.get_by_role("searchbox").fill("STEP 7 OF RANK 2")
     live.sees_not("rank 1")
     expect(live.body.locator("mark")).to_have_text("step 7 of rank 2", timeout=10_000)
+
+
+def test_what_is_not_here_is_named_with_a_way_to_it(lab: NotebookPage) -> None:
+    """Of a flood the browser has both ends: what is between them is counted, and a search says so too."""
+    cell = CELLS.index(FLOOD)
+    lab.start(cell)
+    live = Live(lab, cell)
+    live.sees("row 2999")
+    way_on = "while the cell runs; when it has ended, %ddp log writes all of the text to a file"
+    expect(live.body.locator(".jddp-head strong")).to_have_count(1, timeout=10_000)
+    expect(live.body.locator(".jddp-head strong")).to_have_text("ranks 0–3")
+    expect(live.body.locator(".jddp-gap")).to_have_text(re.compile(rf"^… 2,\d\d\d lines not shown {way_on}$"))
+    live.root.get_by_role("searchbox").fill("row 1500")
+    live.sees(f"nothing matches in the lines that are here {way_on}")
 
 
 def test_identical_ranks_are_shown_once(lab: NotebookPage) -> None:
