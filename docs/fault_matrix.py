@@ -172,6 +172,7 @@ ROWS = (
         (
             f"{STREAMS}::test_each_way_to_write",
             f"{STREAMS}::test_a_background_thread_prints_between_cells",
+            f"{STREAMS}::test_late_output_is_shown_with_its_cell",
         ),
     ),
     Row("fork in a cell", (f"{HOSTILE}::test_a_fork",)),

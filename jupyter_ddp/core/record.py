@@ -172,7 +172,8 @@ class CellRecord:
         if (r := self._ranks.get(message.rank)) is not None:
             self.version += 1
             r.changed_at = self.version
-            r.check_order(isinstance(message, m.FdOutput), message.seq)
+            if r.verdict is None:  # what comes late comes between the messages of later cells
+                r.check_order(isinstance(message, m.FdOutput), message.seq)
             if isinstance(message, m.CellFinished):  # first: a short cell has nothing else
                 self._finish(r, message)
                 return

@@ -26,6 +26,8 @@ from jupyter_ddp.kernel.interrupts import InterruptsTo
 from jupyter_ddp.kernel.source import PreparedSource
 
 RECORDS_KEPT = 20
+_LATE = (m.Output, m.FdOutput, m.Display, m.ClearOutput)
+"""What a thread or a child process that outlives its cell may say."""
 
 
 class Cells:
@@ -136,11 +138,16 @@ class Cells:
         return [execution.record for execution in self._executions.values()]
 
     def outdated(self) -> list[CellRecord]:
-        """Those that a later cell has changed since the last call."""
+        """Those that have changed since the last call, though their cells had ended."""
         found = []
         while self._outdated:
             found.append(self._outdated.popitem()[1])
         return found
+
+    def count_of(self, record: CellRecord) -> int:
+        """The notebook's prompt number of a cell whose record is kept; 0 where no notebook asked for it."""
+        execution = self._executions.get(record.cell)
+        return execution.count if execution is not None else 0
 
     @property
     def running(self) -> Execution | None:
@@ -160,12 +167,21 @@ class Cells:
 
     def fold(self, message: m.CellMessage) -> None:
         """Take what a rank says of a cell into the cell's record."""
-        execution = self._executions.get(message.cell)
+        execution = self._executions.get(message.cell) or self._for_late(message)
         if execution is not None:
             execution.record.fold(message)
+            if execution.done and isinstance(message, _LATE):
+                self._outdated[execution.record.cell] = execution.record
             if type(message) is m.Display and message.update:
                 self._update_earlier(execution.record, message)
             execution.tell(message)
+
+    def _for_late(self, message: m.CellMessage) -> Execution | None:
+        """Where the output goes of a cell whose record is gone: a thread of it prints for ever."""
+        kept = list(self._executions.values())
+        if kept and isinstance(message, _LATE) and m.NO_CELL < message.cell < kept[0].record.cell:
+            return kept[-1]
+        return None
 
     def _update_earlier(self, record: CellRecord, message: m.Display) -> None:
         """What an earlier cell displayed is updated in that cell's record."""

@@ -232,8 +232,12 @@ class Cluster:
         return self._cells.records()
 
     def outdated_records(self) -> list[CellRecord]:
-        """Of those, the ones in which a later cell has updated a display, since the last call."""
+        """Of those, the ones that have changed since the last call, though their cells had ended."""
         return self._cells.outdated()
+
+    def prompt_number(self, record: CellRecord) -> int:
+        """Of a cell whose record is kept; 0 for one that no notebook asked for."""
+        return self._cells.count_of(record)
 
     # -- looking ---------------------------------------------------------------------------------
 

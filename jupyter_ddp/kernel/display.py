@@ -15,7 +15,6 @@ import msgspec
 from IPython.display import DisplayHandle, clear_output, display
 
 from jupyter_ddp.core.record import CellRecord
-from jupyter_ddp.core.transcript import Rich
 from jupyter_ddp.kernel.front_end import is_terminal
 from jupyter_ddp.kernel.live import LiveView, LiveViews
 from jupyter_ddp.view.bundle import bundle
@@ -98,11 +97,11 @@ class CellDisplay:
                 self._handle = None
                 self._let_go()
             return
-        page, updatable = self._page(record)
+        page = self._page(record)
         if self._handle is not None:
             self._handle.update(page, raw=True)
         else:
-            self._handle = display(page, raw=True, display_id=True if updatable else None)
+            self._handle = display(page, raw=True, display_id=True)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -111,25 +110,24 @@ class CellDisplay:
             self._view = None  # it knows the record, which would keep itself then
 
     def redraw(self, record: CellRecord) -> None:
-        """A later cell has updated what this one displayed."""
+        """A later cell has updated what this one displayed, or a thread of this one has written more."""
         if self._handle is not None:
-            self._handle.update(self._page(record)[0], raw=True)
+            self._handle.update(self._page(record), raw=True)
 
     @property
     def stays(self) -> bool:
         """It can be redrawn."""
         return self._handle is not None
 
-    def _page(self, record: CellRecord) -> tuple[dict[str, str], bool]:
-        """The static page, and whether a later cell can update something in it."""
+    def _page(self, record: CellRecord) -> dict[str, str]:
+        """The static page."""
         snapshot = record.snapshot()
         if self._said:
             unsaid = tuple(
                 text for text in snapshot.announced if not self._said.issuperset(asides("", [text]))
             )
             snapshot = msgspec.structs.replace(snapshot, announced=unsaid)
-        segments = (segment for r in snapshot.ranks for segment in r.segments)
-        return bundle(snapshot), any(isinstance(s, Rich) and s.display_id for s in segments)
+        return bundle(snapshot)
 
 
 class StartDisplay:

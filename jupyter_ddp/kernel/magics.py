@@ -70,7 +70,9 @@ class DDPMagics(Magics):
         """Their own, then those that were activated; the last is the current one."""
         self._views = LiveViews()
         self._screens: WeakKeyDictionary[CellRecord, CellDisplay] = WeakKeyDictionary()
-        """Of cells that have ended: a later one may update what they displayed."""
+        """Of cells that have ended: they may be changed by a later one, or by a thread that they left."""
+        self._pageless: list[CellRecord] = []
+        """Those that have changed and have no page, which the next cell shows."""
         self._redrawn_at = 0.0
 
     @observe("log_quota")
@@ -154,7 +156,7 @@ class DDPMagics(Magics):
 
     def _run(self, line: str, cell: str) -> None:
         options = parse_cell_line(line)
-        announced = self._say_announcements()
+        announced = self._say_announcements() or self._show_late()
         request = front_end_request()
         first_line, count = self._place_of_cell(cell, content(request).get("code", ""))
         record: CellRecord | None = None
@@ -192,13 +194,30 @@ class DDPMagics(Magics):
             record.raise_for_error()
 
     def _redraw_earlier(self, *, at_once: bool) -> None:
-        """Pages of earlier cells in which this one has updated a display; while it runs now and then."""
+        """Pages of earlier cells that have changed; while a cell runs now and then."""
         if not at_once and time.monotonic() < self._redrawn_at + _REDRAW_S:
             return
         for record in self.cluster.outdated_records():
             self._redrawn_at = time.monotonic()
             if (screen := self._screens.get(record)) is not None:
                 screen.redraw(record)
+            elif record not in self._pageless:
+                self._pageless.append(record)
+
+    def _show_late(self) -> bool:
+        """What earlier cells left running has written since: on their pages, or here where a cell had none.
+        True when there was any of the latter.
+        """
+        self._redraw_earlier(at_once=True)
+        if not self._pageless:
+            return False
+        late, self._pageless = self._pageless, []
+        shown = [record for record in late if self.cluster.prompt_number(record)]
+        for record in shown:
+            self._say(f"In[{self.cluster.prompt_number(record)}] wrote after its end:")
+            self._screens[record] = CellDisplay(False, self._views)
+            self._screens[record].show(record, True)
+        return bool(shown)
 
     def _ensure_pool(self, options: CellOptions) -> None:
         cluster, n = self.cluster, options.pool.n
@@ -239,6 +258,7 @@ class DDPMagics(Magics):
 
     def _command(self, options: CommandOptions) -> None:
         cluster = self.cluster
+        self._show_late()
         match options.command:
             case "panel":
                 self._show_panel()

@@ -41,6 +41,7 @@ from jupyter_ddp.worker.shell import RankShell
 from jupyter_ddp.worker.signal_handlers import SignalHandlers
 from jupyter_ddp.worker.streams import Streams
 from jupyter_ddp.worker.surroundings import apply_surroundings, torchrun_environ
+from jupyter_ddp.worker.thread_cells import ThreadCells, cell_of_thread
 from jupyter_ddp.worker.tracebacks import cell_line
 
 _PR_SET_PDEATHSIG = 1
@@ -154,6 +155,8 @@ class Worker:
         self._collectives = Collectives(is_cell_file)
         self._collectives.install()
         self._control = ControlThread(control, outbox, journal, self._group, is_cell_file, self._collectives)
+        outbox.cell_of_thread = cell_of_thread
+        ThreadCells(outbox).install()
         self._accelerator = Accelerator(begin.place.device)
         self._seed(begin.surroundings.seed + begin.place.rank)
         self._random = RandomStates(kept, seeded=True)

@@ -44,12 +44,23 @@ class Outbox:
         self.cell = m.NO_CELL
         self.wake: Callable[[], None] = lambda: None
         """Asks the control thread to call `flush` in FLUSH_INTERVAL_S."""
+        self.cell_of_thread: Callable[[int], int | None] = lambda ident: None
+        """The cell that a thread belongs to, if to one; not asked of the main thread."""
 
     def begin_cell(self, cell: int) -> None:
         """What is said from now on belongs to this cell. Its first output is sent at once, however soon it
         comes after an earlier cell's: C code that holds the GIL may follow it.
         """
         self.cell, self._last_flush = cell, 0.0
+
+    @property
+    def own_cell(self) -> int:
+        """The cell that what this thread says belongs to."""
+        ident = get_ident()
+        if ident == self._main:
+            return self.cell
+        cell = self.cell_of_thread(ident)
+        return self.cell if cell is None else cell
 
     # -- output ----------------------------------------------------------------------------------
 
@@ -58,10 +69,10 @@ class Outbox:
         if self._forked:
             os.write(1 if stream == "stdout" else 2, data)
         else:
-            self._exclusively(self._write, stream, data)
+            self._exclusively(self._write, stream, data, self.own_cell)
 
-    def _write(self, stream: m.Stream, data: bytes) -> None:
-        self._keep(stream, data)
+    def _write(self, stream: m.Stream, data: bytes, cell: int) -> None:
+        self._keep(stream, data, cell)
         now = time.monotonic()
         # `print` writes a text and its line's end one after the other: nothing of C code's comes between.
         if data[-1:] in _LINE_ENDS and now - self._last_flush > FLUSH_INTERVAL_S:
@@ -96,11 +107,11 @@ class Outbox:
             if mine:
                 self._gate.unshield()
 
-    def _keep(self, stream: m.Stream, data: bytes) -> None:
+    def _keep(self, stream: m.Stream, data: bytes, cell: int) -> None:
         journal = self._journal
-        if stream != journal.stream or self.cell != journal.cell or self.generation != journal.generation:
+        if stream != journal.stream or cell != journal.cell or self.generation != journal.generation:
             self._send_waiting(self._last_flush)
-            journal.begin(stream, self.generation, self.cell)
+            journal.begin(stream, self.generation, cell)
         if journal.append(data):
             return
         self._send_waiting(self._last_flush)
@@ -108,7 +119,8 @@ class Outbox:
             return
         for at in range(0, len(data), _PIECE_BYTES):
             piece = data[at : at + _PIECE_BYTES]
-            self._send(m.Output, stream=stream, offset=journal.offset, data=piece)
+            fields = {"stream": stream, "offset": journal.offset, "data": piece}
+            self._send_as(m.Output, self.generation, cell, fields)
             journal.mark_sent(extra_bytes=len(piece))
 
     def flush(self) -> None:
@@ -139,12 +151,12 @@ class Outbox:
     def say(self, kind: type[m.FromRank], **fields: Any) -> None:
         """Send a message of this kind, behind all output so far. ValueError: it is too large."""
         if not self._forked:
-            self._exclusively(self._say, kind, fields)
+            self._exclusively(self._say, kind, fields, self.own_cell)
 
-    def _say(self, kind: type[m.FromRank], fields: dict[str, Any]) -> None:
+    def _say(self, kind: type[m.FromRank], fields: dict[str, Any], cell: int) -> None:
         if self._journal.has_waiting:
             self._send_waiting(time.monotonic())
-        self._send_as(kind, self.generation, self.cell, fields)
+        self._send_as(kind, self.generation, cell, fields)
 
     def say_aside(self, kind: type[m.FromRank], **fields: Any) -> None:
         """Send a message that is no part of any cell's record: it takes no number."""
@@ -161,16 +173,17 @@ class Outbox:
         finally:
             self._seq = seq
 
-    def _send(self, kind: type[m.FromRank], **fields: Any) -> None:
-        self._send_as(kind, self.generation, self.cell, fields)
-
     def _send_as(self, kind: type[m.FromRank], generation: int, cell: int, fields: dict[str, Any]) -> None:
-        message = kind(self.rank, generation, cell, self._seq, **fields)
+        # What comes late, for an earlier cell, takes no number: this cell's record counts what it misses.
+        late = cell != self.cell
+        seq = max(0, self._seq - 1) if late else self._seq
+        message = kind(self.rank, generation, cell, seq, **fields)
         try:
             self._link.sendall(codec.encode(message))
         except ConnectionError:
             os._exit(1)  # the agent is gone, and nobody is left to serve
-        self._seq += 1
+        if not late:
+            self._seq += 1
 
     # -- forks -----------------------------------------------------------------------------------
 

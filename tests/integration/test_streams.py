@@ -169,14 +169,71 @@ def test_output_stands_in_the_cell_that_wrote_it(nb: NotebookKernel) -> None:
 
 
 def test_a_background_thread_prints_between_cells(nb: NotebookKernel) -> None:
-    """A thread that outlives its cell loses nothing: its lines are in that cell's record or a later one's."""
+    """A thread that outlives its cell loses nothing: its lines are in the record of the cell that started it,
+    also while another runs.
+    """
     nb.ranks(
         "import threading\ngo, done = threading.Event(), threading.Event()\n"
         "def late():\n    go.wait(20)\n    print('late line', rank)\n    done.set()\n"
         "threading.Thread(target=late, daemon=True).start()"
     )
-    ranks = nb.ranks("go.set(); done.wait(20);")
-    assert ranks.stdout == [f"late line {r}\n" for r in range(2)]
+    nb.evaluate("globals().update(first=_record)")
+    ranks = nb.ranks("print('a'); go.set(); done.wait(20); print('b')")
+    assert ranks.stdout == ["a\nb\n"] * 2
+    assert nb.evaluate("[r.stdout for r in first]") == [f"late line {r}\n" for r in range(2)]
+    assert nb.evaluate("[r.lost_messages for r in [*first, *_record]]") == [0] * 4
+
+
+LATE = (
+    "import os, threading, time\n"
+    "def late():\n"
+    "    while not os.path.exists('go'): time.sleep(0.005)\n"
+    "    print('late line', rank)\n"
+    "    sys.stdout.flush(); open(f'said{rank}', 'w').close()\n"
+    "import sys\n"
+)
+LEFT_RUNNING = {
+    "a thread": LATE + "threading.Thread(target=late, daemon=True).start()",
+    "a timer": LATE + "threading.Timer(0.01, late).start()",
+    "a child": "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', "
+    "'import os, time\\nwhile not os.path.exists(\"go\"): time.sleep(0.005)\\n'\n"
+    '    f\'print("late line", {rank}, flush=True); open("said{rank}", "w").close()\'])',
+}
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("what", LEFT_RUNNING)
+def test_late_output_is_shown_with_its_cell(nb: NotebookKernel, what: str, live: bool) -> None:
+    """What a cell left running prints between cells is on that cell's page when the next one runs."""
+    nb.live = live
+    first = nb.good(f"%%ddp -o first\nprint('in time')\n{LEFT_RUNNING[what]}")
+    (nb.folder / "go").touch()
+    nb.wait_for_files("said*", 2)
+    (nb.folder / "go").unlink()
+    nb.pump_until(lambda: "late line 1" in nb.evaluate("first[1].stdout"), 5)
+    cell = nb.good("%%ddp -o second\nprint('next')\nif 'child' in globals():\n    child.wait(); del child")
+    for _, message in cell.messages:
+        if message["msg_type"] == "update_display_data":
+            first.take(message)
+    assert "late line" not in cell.text
+    assert [f"late line {r}" in first.text for r in range(2)] == [True, True]
+    assert "in time" in first.text
+    assert nb.evaluate("[r.stdout for r in second]") == ["next\n"] * 2
+    assert nb.evaluate("[r.lost_messages for r in [*first, *second]]") == [0] * 4
+    nb.live = False
+
+
+def test_late_output_of_a_cell_without_a_page(nb: NotebookKernel) -> None:
+    """The next cell shows it, under the name of the cell that it is from."""
+    nb.good(f"%%ddp -o first\n{LEFT_RUNNING['a thread']}")
+    (nb.folder / "go").touch()
+    nb.wait_for_files("said*", 2)
+    (nb.folder / "go").unlink()
+    nb.pump_until(lambda: "late line 1" in nb.evaluate("first[1].stdout"), 5)
+    text = nb.good("%%ddp\nprint('next')").text
+    assert re.search(r"In\[\d+\] wrote after its end:", text)
+    assert text.index("late line 0") < text.index("next")
+    assert "late line" not in nb.good("%%ddp\nprint('next')").text
 
 
 def test_redirected_stdout_is_restored(nb: NotebookKernel) -> None:

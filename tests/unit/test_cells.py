@@ -74,3 +74,25 @@ def test_a_cell_for_a_cluster_that_was_closed() -> None:
     with pytest.raises(PoolError, match="closed"):
         exchange.run()
     assert exchange.rested
+
+
+def test_what_is_late_goes_to_its_cell_or_the_last() -> None:
+    """Output of a cell that has ended is in its record, which is outdated; in the last cell's once that is
+    forgotten.
+    """
+
+    def end(cells: Cells) -> None:
+        cells.end(ev.CellEnded(cells.last, {0: "unknown", 1: "unknown"}, (), {0: "gone", 1: "gone"}))
+
+    exchange = FakeExchange(end)
+    cells, first = exchange.cells, exchange.run()
+    cells.fold(m.Output(0, 1, 1, 5, "stdout", 0, b"late"))
+    assert first[0].stdout == "late"
+    assert cells.outdated() == [first]
+    assert cells.outdated() == []
+    assert cells.count_of(first) == 1
+    for _ in range(30):
+        last = exchange.run()
+    cells.fold(m.Output(0, 1, 1, 6, "stdout", 0, b"later"))
+    assert (first[0].stdout, last[0].stdout) == ("late", "later")
+    assert cells.outdated() == [last]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from jupyter_ddp.core import codec
 from jupyter_ddp.core import messages as m
 from jupyter_ddp.core.journal import PAGE_BYTES, Journal
+from jupyter_ddp.core.record import CellRecord
 from jupyter_ddp.worker.interrupts import InterruptGate
 from jupyter_ddp.worker.outbox import Outbox
 
@@ -52,3 +54,29 @@ def test_a_cells_first_output_is_sent_at_once(desk: Desk) -> None:
         assert desk.sent() == []
         desk.outbox.flush()
         assert desk.sent() == [(cell, b"more\n")]
+
+
+def test_what_is_late_takes_no_number(desk: Desk) -> None:
+    """A thread of cell 1 prints while cell 2 runs: its line is cell 1's, and cell 2 misses nothing."""
+    late: list[int] = []
+    desk.outbox.cell_of_thread = lambda ident: 1 if ident in late else None
+
+    def print_late() -> None:
+        late.append(threading.get_ident())
+        desk.outbox.write("stdout", b"late")
+        desk.outbox.say(m.Notice, text="late too")
+
+    desk.outbox.begin_cell(2)
+    desk.outbox.write("stdout", b"a")
+    thread = threading.Thread(target=print_late)
+    thread.start()
+    thread.join()
+    desk.outbox.write("stdout", b"b")
+    desk.outbox.flush()
+    messages = [codec.decode(codec.from_rank, body) for body in desk.reader.feed(desk.far.recv(65536))]
+    assert [message.cell for message in messages] == [2, 1, 1, 2]
+    record = CellRecord(2, [0])
+    for message in messages:
+        if message.cell == 2:
+            record.fold(message)
+    assert (record[0].stdout, record[0].lost_messages) == ("ab", 0)
