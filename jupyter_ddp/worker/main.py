@@ -12,6 +12,7 @@ import random
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ from jupyter_ddp.worker.thread_cells import ThreadCells, cell_of_thread
 from jupyter_ddp.worker.tracebacks import cell_line
 
 _PR_SET_PDEATHSIG = 1
+_REAP_S = 0.25
 
 
 def prepare() -> None:
@@ -122,6 +124,16 @@ def _orders(cells: socket.socket) -> Iterator[m.NodeToRank]:
     while waiting.poll() and (length := cells.recv_into(buffer)):
         for body in reader.feed(memoryview(buffer)[:length]):
             yield codec.decode(codec.to_rank, body)
+
+
+def _reap() -> None:
+    """Commands that an interrupted `subprocess.run` has killed and not waited for: Python would do it when it
+    next starts one. Not for long.
+    """
+    deadline = time.monotonic() + _REAP_S
+    while getattr(subprocess, "_active", None) and time.monotonic() < deadline:
+        subprocess._cleanup()  # type: ignore[attr-defined]
+        select.select([], [], [], 0.002)
 
 
 class Worker:
@@ -321,6 +333,7 @@ class Worker:
             self._gate.close()
         except KeyboardInterrupt:
             self._gate.close()
+        _reap()
 
     def _blames_peer(self, lost: bool) -> bool:
         # Not where the cell is run from: that frame is in the exception's traceback, and a reference there
