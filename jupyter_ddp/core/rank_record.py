@@ -53,7 +53,7 @@ class RankRecord:
         self.error: m.CellError | None = None
         self.value: Value | None = None
         self.duration_s: float | None = None
-        """Seconds that the cell ran on the rank, by the rank's own monotonic clock."""
+        """Seconds that the cell ran on the rank, by its own monotonic clock; where it died, by ours."""
         self.death: str = ""
         """Why the rank's process ended ("killed by SIGKILL"), when it ended in this cell."""
         self.notices: list[str] = []

@@ -172,7 +172,8 @@ class CellRecord:
         if (r := self._ranks.get(message.rank)) is not None:
             self.version += 1
             r.changed_at = self.version
-            if r.verdict is None:  # what comes late comes between the messages of later cells
+            # What comes late comes between the messages of later cells.
+            if r.verdict is None and message.cell == self.cell:
                 r.check_order(isinstance(message, m.FdOutput), message.seq)
             if isinstance(message, m.CellFinished):  # first: a short cell has nothing else
                 self._finish(r, message)
@@ -269,15 +270,15 @@ class CellRecord:
             notices = self._ranks[rank].notices
             notices[:] = [notice for notice in notices if notice != text]
 
-    def die(self, exit: m.WorkerExited) -> None:
-        """The rank's process ended before the cell ended on it."""
+    def die(self, exit: m.WorkerExited, after_s: float | None = None) -> None:
+        """The rank's process ended before the cell ended on it, so many seconds after it began."""
         with self._lock:
             r = self._ranks[exit.rank]
             if r.verdict is not None:
                 return
             self.version += 1
             r.changed_at = self.version
-            r.death = describe_exit(exit)
+            r.death, r.duration_s = describe_exit(exit), after_s
             self._lost.append(exit.rank)
             self._end(r, "died")
 

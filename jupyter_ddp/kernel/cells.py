@@ -130,6 +130,7 @@ class Cells:
             ended = (cell for cell, kept in list(self._executions.items()) if kept.done)
             for cell in list(itertools.islice(ended, surplus)):
                 self._executions.pop(cell, None)
+                self._outdated.pop(cell, None)  # nobody may ever ask
 
     # -- what others may read --------------------------------------------------------------------
 
@@ -179,9 +180,9 @@ class Cells:
     def _for_late(self, message: m.CellMessage) -> Execution | None:
         """Where the output goes of a cell whose record is gone: a thread of it prints for ever."""
         kept = list(self._executions.values())
-        if kept and isinstance(message, _LATE) and m.NO_CELL < message.cell < kept[0].record.cell:
-            return kept[-1]
-        return None
+        if not (kept and isinstance(message, _LATE) and m.NO_CELL < message.cell < kept[0].record.cell):
+            return None
+        return next((e for e in reversed(kept) if message.rank in e.record.ranks), None)
 
     def _update_earlier(self, record: CellRecord, message: m.Display) -> None:
         """What an earlier cell displayed is updated in that cell's record."""
@@ -200,7 +201,7 @@ class Cells:
         """A rank has died that a cell waits for. Said in the cell at once: others may compute for hours."""
         for execution in self._open():
             if exit.rank in execution.record.ranks:
-                execution.record.die(exit)
+                execution.record.die(exit, execution.age_s)
                 execution.tell_at_once()
 
     def note_suspended(self, message: m.WorkerSuspended) -> None:
@@ -230,7 +231,7 @@ class Cells:
             self._early[effect.cell] = effect
             return
         for exit in effect.deaths:
-            execution.record.die(exit)
+            execution.record.die(exit, execution.age_s)
         dead = {exit.rank for exit in effect.deaths}
         for rank, reason in effect.reasons.items():
             if rank not in dead:

@@ -117,7 +117,12 @@ class CellDisplay:
     @property
     def stays(self) -> bool:
         """It can be redrawn."""
-        return self._handle is not None
+        return self._handle is not None and not self._in_terminal
+
+    @property
+    def printed(self) -> bool:
+        """It stands in a terminal, which takes nothing back."""
+        return self._handle is not None and self._in_terminal
 
     def _page(self, record: CellRecord) -> dict[str, str]:
         """The static page."""

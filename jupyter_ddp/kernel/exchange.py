@@ -326,5 +326,6 @@ class Exchange:
         self._own_poll.unregister(fd)
         self._leader_poll.unregister(fd)
         self.lost_reason = reason or connection.node.obituary()
-        connection.node.end_strays()
         self._handle(NodeLost(connection.node_rank, self.lost_reason))
+        # It reads all of /proc: nobody waits for that.
+        threading.Thread(target=connection.node.end_strays, name="jupyter_ddp strays", daemon=True).start()

@@ -30,6 +30,12 @@ class Execution:
         """There is something to show that was not shown; who shows it clears it."""
         self.ended = threading.Event()
         self._something_shown = False
+        self._began = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._began
 
     def advise(self, lines: Iterable[str]) -> None:
         """Remarks on the cell, to be shown while it runs."""

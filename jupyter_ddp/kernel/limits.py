@@ -20,7 +20,7 @@ SHARED_BYTES_PER_RANK = 8 * 1024 * 1024
 
 def check_world_size(n: int, running: int = 0) -> None:
     """Raise UsageError for a number of ranks that no pool, or not this machine, can have."""
-    if not isinstance(n, int):
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise UsageError(f"{n!r}: not a number of ranks; write a whole one, as in Cluster(4)")
     if n < 1:
         raise UsageError(f"-n {n}: a pool has at least one rank; write -n 1 or more")

@@ -156,7 +156,8 @@ class DDPMagics(Magics):
 
     def _run(self, line: str, cell: str) -> None:
         options = parse_cell_line(line)
-        announced = self._say_announcements() or self._show_late()
+        announced = self._say_announcements()
+        announced |= self._show_late()
         request = front_end_request()
         first_line, count = self._place_of_cell(cell, content(request).get("code", ""))
         record: CellRecord | None = None
@@ -185,7 +186,7 @@ class DDPMagics(Magics):
                 hang_timeout_s=0.0 if live else self.hang_timeout,
             )
         finally:
-            if record is not None and screen.stays:
+            if record is not None and (screen.stays or screen.printed):
                 self._screens[record] = screen
             if record is not None and options.output is not None:
                 self.shell.user_ns[options.output] = record
@@ -199,7 +200,7 @@ class DDPMagics(Magics):
             return
         for record in self.cluster.outdated_records():
             self._redrawn_at = time.monotonic()
-            if (screen := self._screens.get(record)) is not None:
+            if (screen := self._screens.get(record)) is not None and screen.stays:
                 screen.redraw(record)
             elif record not in self._pageless:
                 self._pageless.append(record)
@@ -214,7 +215,11 @@ class DDPMagics(Magics):
         late, self._pageless = self._pageless, []
         shown = [record for record in late if self.cluster.prompt_number(record)]
         for record in shown:
-            self._say(f"In[{self.cluster.prompt_number(record)}] wrote after its end:")
+            number = self.cluster.prompt_number(record)
+            if record in self._screens:  # a terminal would have to show all of it again
+                self._say(f"In[{number}] wrote after its end: %ddp log {number} has it")
+                continue
+            self._say(f"In[{number}] wrote after its end:")
             self._screens[record] = CellDisplay(False, self._views)
             self._screens[record].show(record, True)
         return bool(shown)

@@ -17,9 +17,15 @@ _SWEEPS = 20
 def end_strays(name: str, value: str) -> None:
     """Kill all processes with this variable, of the user's own."""
     for _ in range(_SWEEPS):
-        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        if not [pid for pid in pids if _is_marked(pid, name, value) and _kill(pid, name, value)]:
+        if not [pid for pid in _pids() if _is_marked(pid, name, value) and _kill(pid, name, value)]:
             return
+
+
+def _pids() -> list[int]:
+    try:
+        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    except OSError:  # no descriptor is free
+        return []
 
 
 def _is_marked(pid: int, name: str, value: str) -> bool:
@@ -39,7 +45,7 @@ def _kill(pid: int, name: str, value: str) -> bool:
         if not _is_marked(pid, name, value):
             return False
         signal.pidfd_send_signal(fd, signal.SIGKILL)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     finally:
         os.close(fd)

@@ -315,7 +315,9 @@ class Worker:
         if not self._blames_peer(lost):
             return "error", error
         if lost:
-            words = f"the process group {BROKEN}"
+            # On all ranks no cell is run where one is dead.
+            why = BROKEN if order.members else "could not be formed again; %ddp restart starts anew"
+            words = f"the process group {why}"
             text = [*error.traceback, words]
             return "error", m.CellError(error.ename, words, error.line, text)
         self._group.broken = True

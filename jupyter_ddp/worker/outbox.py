@@ -23,7 +23,7 @@ from jupyter_ddp.worker.interrupts import InterruptGate
 
 FLUSH_INTERVAL_S = 0.02
 _PIECE_BYTES = 1024 * 1024
-_LINE_ENDS = (b"\n", b"\r")
+LINE_ENDS = (b"\n", b"\r")
 
 
 class Outbox:
@@ -48,8 +48,8 @@ class Outbox:
         """The cell that a thread belongs to, if to one; not asked of the main thread."""
 
     def begin_cell(self, cell: int) -> None:
-        """What is said from now on belongs to this cell. Its first output is sent at once, however soon it
-        comes after an earlier cell's: C code that holds the GIL may follow it.
+        """What is said from now on belongs to this cell. Its first line is sent at once, however soon after
+        an earlier cell's output it comes: C code that holds the GIL may follow it.
         """
         self.cell, self._last_flush = cell, 0.0
 
@@ -75,7 +75,7 @@ class Outbox:
         self._keep(stream, data, cell)
         now = time.monotonic()
         # `print` writes a text and its line's end one after the other: nothing of C code's comes between.
-        if data[-1:] in _LINE_ENDS and now - self._last_flush > FLUSH_INTERVAL_S:
+        if data.endswith(LINE_ENDS) and now - self._last_flush > FLUSH_INTERVAL_S:
             self._send_waiting(now)
         elif not self._armed:
             self._armed = True

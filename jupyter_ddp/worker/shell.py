@@ -294,7 +294,8 @@ class RankShell(InteractiveShell):
         self.raised = error
         sys.last_type, sys.last_value, sys.last_traceback = kind, error, tb
         with user_traceback(error, tb, self.is_cell_file) as (shown, line):
-            settle_scopes()
+            with contextlib.suppress(Exception):  # no descriptor may be free to import it with
+                settle_scopes()
             try:
                 lines = self.InteractiveTB.structured_traceback(kind, error, shown, tb_offset=0)
             except Exception as broken:  # noqa: BLE001  # the user's own __str__ or __repr__ may raise anything

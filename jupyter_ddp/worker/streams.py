@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import ctypes
 import fcntl
 import functools
@@ -18,12 +17,15 @@ from typing import Any, TextIO
 
 from jupyter_ddp.core.journal import Journal
 from jupyter_ddp.core.messages import Stream
-from jupyter_ddp.worker.outbox import Outbox
+from jupyter_ddp.worker.outbox import LINE_ENDS, Outbox
 
 _IOLBF = 1
 _C_BUFFER_BYTES = 8192
 _READ_TIMEOUT_S = 0.5
 _READ_STEP_S = 0.0005
+_NOTHING = bytes(4)  # an int of 0
+_NEAR_S = 1.0
+"""Prints that are sent one by one cost some ten times as much: not for longer than C code is at work."""
 _FDS = {"stdout": 1, "stderr": 2}
 
 
@@ -50,7 +52,7 @@ class _RawStream(io.RawIOBase):
         piece = bytes(data)
         near = self._others.let_pass()
         self._outbox.write(self._stream, piece)
-        if near:
+        if near and piece.endswith(LINE_ENDS):  # else the end of `print`'s line comes next
             self._outbox.flush()
         return len(piece)
 
@@ -76,28 +78,32 @@ class PipeOutput:
     """What C code and child processes write to fd 1 and 2, which comes to the agent another way than prints.
 
     What was written there before a print is shown before it: the print waits until the agent has read it.
-    And once a cell has written there, each print is sent at once: what is written there next comes after.
+    And for a while after something was written there, each line is sent when it is printed: what is written
+    there next comes after.
     """
 
     def __init__(self, outbox: Outbox, journal: Journal) -> None:
         self._outbox, self._journal = outbox, journal
-        self._near = False
+        self._near_until = 0.0
         self._reads = 0
-        self._unread = array.array("i", [0])
+        self._pipes = {fd: _identity(fd) for fd in _FDS.values()}
 
     def begin(self) -> None:
         """A cell begins."""
-        self._near, self._reads = False, self._journal.pipe_reads
+        self._near_until, self._reads = 0.0, self._journal.pipe_reads
 
     def let_pass(self) -> bool:
-        """Before a print: let pass what was written before it. True where there has been any in this cell."""
+        """Before a print: let pass what was written before it. True where there was any a moment ago."""
         if self._is_unread(1) or self._is_unread(2):
-            self._near = True
             self._outbox.flush()  # printed before that
             self.wait_until_read()
-        elif not self._near and self._journal.pipe_reads != self._reads:
-            self._near = True
-        return self._near
+        elif self._journal.pipe_reads == self._reads:
+            if self._near_until and time.monotonic() > self._near_until:
+                self._near_until = 0.0
+            return self._near_until > 0
+        self._reads = self._journal.pipe_reads
+        self._near_until = time.monotonic() + _NEAR_S
+        return True
 
     def wait_until_read(self) -> None:
         """Until the agent has read what is in the pipes now; not for long."""
@@ -112,9 +118,16 @@ class PipeOutput:
 
     def _is_unread(self, fd: int) -> bool:
         try:
-            return fcntl.ioctl(fd, termios.FIONREAD, self._unread) == 0 and self._unread[0] > 0
+            unread = fcntl.ioctl(fd, termios.FIONREAD, _NOTHING) != _NOTHING
+            # A cell may have put something else there, which nobody reads.
+            return unread and _identity(fd) == self._pipes[fd]
         except OSError:
-            return False  # the cell has put something else there
+            return False
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 class Streams:

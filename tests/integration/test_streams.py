@@ -259,6 +259,18 @@ def test_fd_one_redirected(nb: NotebookKernel) -> None:
     assert nb.ranks(code).stdout == ["b'captured'\n"] * 2
 
 
+def test_prints_wait_for_no_pipe_of_the_users(nb: NotebookKernel) -> None:
+    """Where fd 1 leads elsewhere for a while, and nobody reads that, prints go on."""
+    code = (
+        "import os, time\nkept = os.dup(1); r, w = os.pipe(); os.dup2(w, 1)\nos.write(1, b'unread')\n"
+        "began = time.monotonic()\nfor i in range(50):\n    print(i)\ntaken = time.monotonic() - began\n"
+        "os.dup2(kept, 1)\nfor fd in (kept, r, w):\n    os.close(fd)\ntaken"
+    )
+    ranks = nb.ranks(code)
+    assert ranks.stdout == ["".join(f"{i}\n" for i in range(50))] * 2
+    assert max(ranks.values) < 5  # each would wait for half a second
+
+
 def test_logging_and_tqdm(nb: NotebookKernel) -> None:
     """logging goes to stderr as anywhere, and a progress bar ends as one line in the view."""
     ranks = nb.ranks("import logging\nlogging.warning('from rank %d', rank)")

@@ -243,6 +243,14 @@ def test_every_kind_of_end_has_words(record: CellRecord, ranks: Ranks) -> None:
     assert record[0].death == "killed by SIGKILL (line 3)"
 
 
+def test_the_first_death_comes_first(record: CellRecord, ranks: Ranks) -> None:
+    """Gloo may end ranks seconds after one was killed."""
+    record.die(died(0, status=6), 15.0)
+    record.die(died(3), 10.0)
+    record.die(died(2), 10.5)
+    assert record.summary().startswith("ranks 2-3: killed by SIGKILL; rank 0: killed by SIGABRT")
+
+
 def test_where_all_died_nothing_is_kept(record: CellRecord) -> None:
     """There are no others whose variables could be."""
     for rank in range(4):
