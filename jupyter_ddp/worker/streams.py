@@ -24,8 +24,9 @@ _C_BUFFER_BYTES = 8192
 _READ_TIMEOUT_S = 0.5
 _READ_STEP_S = 0.0005
 _NOTHING = bytes(4)  # an int of 0
-_NEAR_S = 1.0
-"""Prints that are sent one by one cost some ten times as much: not for longer than C code is at work."""
+_CALM_WRITES = 200
+"""After so many without anything from C code it is looked for at times only: a flood is quicker by half."""
+_CALM_LOOK_S = 0.001
 _FDS = {"stdout": 1, "stderr": 2}
 
 
@@ -78,31 +79,37 @@ class PipeOutput:
     """What C code and child processes write to fd 1 and 2, which comes to the agent another way than prints.
 
     What was written there before a print is shown before it: the print waits until the agent has read it.
-    And for a while after something was written there, each line is sent when it is printed: what is written
-    there next comes after.
+    And for some prints after something was written there, each line is sent when it is printed: what is
+    written there next comes after.
     """
 
     def __init__(self, outbox: Outbox, journal: Journal) -> None:
         self._outbox, self._journal = outbox, journal
-        self._near_until = 0.0
+        self._near = False
+        self._calm = 0  # writes since there was anything
+        self._look_at = 0.0
         self._reads = 0
         self._pipes = {fd: _identity(fd) for fd in _FDS.values()}
 
     def begin(self) -> None:
         """A cell begins."""
-        self._near_until, self._reads = 0.0, self._journal.pipe_reads
+        self._near, self._calm, self._reads = False, 0, self._journal.pipe_reads
 
     def let_pass(self) -> bool:
         """Before a print: let pass what was written before it. True where there was any a moment ago."""
+        if self._calm >= _CALM_WRITES:
+            now = time.monotonic()
+            if now < self._look_at:
+                return False
+            self._look_at = now + _CALM_LOOK_S
         if self._is_unread(1) or self._is_unread(2):
             self._outbox.flush()  # printed before that
             self.wait_until_read()
         elif self._journal.pipe_reads == self._reads:
-            if self._near_until and time.monotonic() > self._near_until:
-                self._near_until = 0.0
-            return self._near_until > 0
-        self._reads = self._journal.pipe_reads
-        self._near_until = time.monotonic() + _NEAR_S
+            self._calm += 1
+            self._near &= self._calm < _CALM_WRITES
+            return self._near
+        self._near, self._calm, self._reads = True, 0, self._journal.pipe_reads
         return True
 
     def wait_until_read(self) -> None:
