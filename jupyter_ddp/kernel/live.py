@@ -79,7 +79,7 @@ class LiveView:
         while self.behind and time.monotonic() < deadline:
             self.tell()
             if self.behind:
-                time.sleep(INTERVAL_S)
+                time.sleep(INTERVAL_S)  # the rate is the only thing that is waited for: nothing tells of it
 
     def _whole(self) -> dict[str, Any]:
         """For a view that opens now: when the cell begins, or after the page was loaded again."""
@@ -110,7 +110,7 @@ class LiveView:
         """Send what the browser asks for, in the next place that is free: it is at most a few tenths away."""
         with self._telling:
             wait_s = self._allowance.take_place(time.monotonic())
-        time.sleep(wait_s)
+        time.sleep(wait_s)  # until the place that was just taken; others may take theirs meanwhile
         with self._telling:
             room = self._allowance.room(time.monotonic())
             text = min(WHOLE_BYTES, room)

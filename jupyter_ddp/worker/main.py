@@ -132,7 +132,7 @@ def _reap() -> None:
     """
     deadline = time.monotonic() + _REAP_S
     while getattr(subprocess, "_active", None) and time.monotonic() < deadline:
-        subprocess._cleanup()  # type: ignore[attr-defined]
+        subprocess._cleanup()  # type: ignore[attr-defined]  # private: Python's own way to reap them
         select.select([], [], [], 0.002)
 
 

@@ -25,7 +25,8 @@ _READ_TIMEOUT_S = 0.5
 _READ_STEP_S = 0.0005
 _NOTHING = bytes(4)  # an int of 0
 _CALM_WRITES = 200
-"""After so many without anything from C code it is looked for at times only: a flood is quicker by half."""
+"""After so many without anything from C code it is looked for at times only: the system calls of each print
+took a quarter of a flood's lines a second."""
 _CALM_LOOK_S = 0.001
 _FDS = {"stdout": 1, "stderr": 2}
 
